@@ -1,0 +1,118 @@
+"""Write the tables of models into README.md and docs/pages/models.md, from the registry.
+
+python docs/make_tables.py           writes them
+python docs/make_tables.py --check   fails where a file does not hold what would be written
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import poster_zoo
+from poster_zoo.models._builder import ENTRIES
+from poster_zoo.weights.entry import Weights
+
+ROOT = Path(__file__).resolve().parent.parent
+LEGEND = (
+    '"bundled": inside the package. "convert …": get that file from its authors and let `poster-zoo convert` turn it\n'
+    "into verified safetensors. **Our organisation on the Hub has no weights yet**, so nothing comes from there today."
+)
+
+
+def count(name: str) -> tuple[int, float]:
+    """Return a model's parameters and its multiply-accumulates for one image."""
+    with torch.device("meta"):  # shapes are enough for counting
+        model = poster_zoo.create_model(name).eval()
+        image = torch.empty(1, 3, *ENTRIES[name].preprocessing.size)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image)
+    return sum(p.numel() for p in model.parameters()), counter.get_total_flops() / 2
+
+
+def answers(entry: Weights) -> str:
+    """Return what the last layer gives, in a few words."""
+    if entry.label_names:
+        return f"{len(entry.label_names)} classes"
+    return f"{entry.num_outputs} numbers" if entry.num_outputs else "embedding"
+
+
+def source(entry: Weights) -> str:
+    """Return where weights come from today."""
+    if entry.bundled:
+        return "bundled"
+    return f"convert `{entry.upstream_file}`" if entry.upstream_file else "none yet"
+
+
+def number(value: float | None, none: str) -> str:
+    """Return a rate with four digits, or the word for its absence."""
+    return none if value is None else f"{value:.4f}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def models_table() -> str:
+    """Return the table of all models, and what its words mean."""
+    rows = []
+    for name, entry in ENTRIES.items():
+        parameters, macs = count(name)
+        size = " × ".join(map(str, entry.preprocessing.size))
+        counted = [f"{parameters / 1e6:.2f} M", f"{macs / 1e9:.2f}"]
+        rows.append([f"`{name}`", size, answers(entry), *counted, source(entry)])
+    return f"{table(['model', 'input', 'answers', 'parameters', 'GMACs', 'weights'], rows)}\n\n{LEGEND}"
+
+
+def metrics_table() -> str:
+    """Return the table of every number that the entries know."""
+    rows = [
+        [
+            f"`{name}`",
+            metric.dataset,
+            metric.name,
+            number(metric.published, "–"),
+            number(metric.measured, "not measured"),
+            f"`{metric.command}`" if metric.command else "–",
+        ]
+        for name, entry in ENTRIES.items()
+        for metric in entry.metrics
+    ]
+    return table(["model", "data", "quantity", "published", "measured", "command"], rows)
+
+
+def fill(text: str, tables: dict[str, str]) -> str:
+    """Return `text` with each table between its two comments, `<!-- name -->` and `<!-- /name -->`."""
+    for name, content in tables.items():
+        start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        if start in text:
+            before, _, rest = text.partition(start)
+            _, _, after = rest.partition(end)
+            text = f"{before}{start}\n{content}\n\n{end}{after}"
+    return text
+
+
+def main(check: bool) -> int:
+    """Write the tables, or with `check` only compare; return the exit status."""
+    tables = {"models": models_table(), "metrics": metrics_table()}
+    stale = []
+    for path in (ROOT / "README.md", ROOT / "docs" / "pages" / "models.md"):
+        text = path.read_text(encoding="utf-8")
+        filled = fill(text, tables)
+        if filled != text:
+            stale.append(str(path.relative_to(ROOT)))
+            if not check:
+                path.write_text(filled, encoding="utf-8")
+    if stale and check:
+        print(f"Stale tables in {', '.join(stale)}: `make tables` writes them anew.", file=sys.stderr)
+    return 1 if stale and check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main("--check" in sys.argv[1:]))

@@ -1,0 +1,64 @@
+"""A zoo of facial-expression models: POSTER, POSTER++, IR-50 and MobileFaceNet as timm models.
+
+>>> import poster_zoo
+>>> model = poster_zoo.create_model("poster_tiny", pretrained=True)
+"""
+
+from poster_zoo._version import __version__
+from poster_zoo.errors import PosterZooError
+from poster_zoo.models._registry import ModelInfo, create_model, list_models, model_info
+from poster_zoo.models.ir50 import ir50
+from poster_zoo.models.mobilefacenet import mobilefacenet
+from poster_zoo.models.poster import (
+    poster,
+    poster_affectnet7,
+    poster_affectnet8,
+    poster_base,
+    poster_baseline,
+    poster_ferplus,
+    poster_rafdb,
+    poster_small,
+    poster_tiny,
+    poster_tiny_baseline,
+    poster_tiny_image,
+)
+from poster_zoo.models.poster_v2 import (
+    poster_v2,
+    poster_v2_affectnet7,
+    poster_v2_affectnet8,
+    poster_v2_caers,
+    poster_v2_rafdb,
+)
+from poster_zoo.weights.save import from_pretrained, save_pretrained
+
+__all__ = [
+    "ModelInfo",
+    "PosterZooError",
+    "Prediction",
+    "Predictor",
+    "__version__",
+    "create_model",
+    "create_transform",
+    "from_pretrained",
+    "ir50",
+    "list_models",
+    "mobilefacenet",
+    "model_info",
+    "poster",
+    "poster_affectnet7",
+    "poster_affectnet8",
+    "poster_base",
+    "poster_baseline",
+    "poster_ferplus",
+    "poster_rafdb",
+    "poster_small",
+    "poster_tiny",
+    "poster_tiny_baseline",
+    "poster_tiny_image",
+    "poster_v2",
+    "poster_v2_affectnet7",
+    "poster_v2_affectnet8",
+    "poster_v2_caers",
+    "poster_v2_rafdb",
+    "save_pretrained",
+]

@@ -1,0 +1,67 @@
+"""`poster-zoo list`: which models there are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from poster_zoo.cli.options import examples, json_option
+from poster_zoo.cli.output import note, print_json, print_table
+
+if TYPE_CHECKING:
+    from poster_zoo import ModelInfo
+
+
+@click.command("list", epilog=examples("poster-zoo list", "poster-zoo list 'poster_v2*' --json"))
+@click.argument("pattern", metavar="[FILTER]", default="")
+@click.option("--pretrained", is_flag=True, help="Only models whose weights are on this machine.")
+@json_option("Print one JSON list.")
+@click.pass_context
+def command(ctx: click.Context, pattern: str, pretrained: bool, as_json: bool) -> None:
+    """List the models.
+
+    FILTER is a name with wildcards, such as 'poster_v2*'; a name without wildcards matches what begins with it. The
+    exit status is 1 where no model matches.
+    """
+    import poster_zoo
+
+    models = [poster_zoo.model_info(name) for name in poster_zoo.list_models(pattern, pretrained=pretrained)]
+    if as_json:
+        print_json([_facts(model) for model in models])
+    elif models:
+        header = ("model", "parameters", "input", "answers", "weights")
+        print_table([header, *(_row(model) for model in models)], right=[1])
+    if not models:
+        weights = " with weights on this machine" if pretrained else ""
+        note(f"No model{weights} matches {pattern!r}; `poster-zoo list` shows all." if pattern else f"No model{weights}.")
+        ctx.exit(1)
+
+
+def _facts(model: ModelInfo) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "parameters": model.parameters,
+        "input": [3, *model.weights.preprocessing.size],
+        "classes": len(model.weights.label_names),
+        "weights": model.source.source,
+    }
+
+
+def _row(model: ModelInfo) -> tuple[str, ...]:
+    size = " × ".join(map(str, model.weights.preprocessing.size))
+    return model.name, f"{model.parameters / 1e6:.2f} M", size, _answers(model), _weights(model)
+
+
+def _answers(model: ModelInfo) -> str:
+    if classes := len(model.weights.label_names):
+        return f"{classes} classes"
+    return f"{model.weights.num_outputs} numbers" if model.weights.num_outputs else "embedding"
+
+
+def _weights(model: ModelInfo) -> str:
+    """Return where weights come from: a place on this machine, the Hub where it has them, or the file to convert."""
+    entry, source = model.weights, model.source.source
+    if model.source.path is not None or (source == "hub" and (entry.sha256 or entry.revision)):
+        return source
+    return f"none: convert {entry.upstream_file}" if entry.upstream_file else "none"

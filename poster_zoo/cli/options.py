@@ -1,0 +1,40 @@
+"""Options that several commands share, and how the end of a command's help is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+__all__ = ["batch_size_option", "device_option", "examples", "json_option", "model_option", "plot_option"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+model_option = click.option(
+    "-m",
+    "--model",
+    default="poster_tiny",
+    show_default=True,
+    metavar="MODEL",
+    help="A name that `poster-zoo list` shows.",
+)
+device_option = click.option(
+    "--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps …  [default: a GPU where there is one]"
+)
+batch_size_option = click.option(
+    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images at a time."
+)
+plot_option = click.option(
+    "--plot", type=click.Path(), metavar="FILE", help="Draw a picture: .png, .svg or .pdf. Needs poster-zoo[plot]."
+)
+
+
+def json_option(text: str) -> Callable[[F], F]:
+    """Return the option `--json`, whose help says what is printed."""
+    return click.option("--json", "as_json", is_flag=True, help=text)
+
+
+def examples(*commands: str) -> str:
+    """Return the end of a command's help: commands to paste, each on a line that click leaves alone."""
+    return "\n".join(["\b", "Examples:", *(f"  {command}" for command in commands)])

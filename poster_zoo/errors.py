@@ -1,0 +1,87 @@
+"""Exceptions of poster_zoo.
+
+Each derives from `PosterZooError` and from the built-in that a caller would expect. A message says what was
+asked, what is wrong and what to do next; the command line prints it as it is.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+__all__ = [
+    "ImageError",
+    "InputShapeError",
+    "LabelError",
+    "MissingExtraError",
+    "OptionError",
+    "OutputError",
+    "PosterZooError",
+    "UnknownArgumentError",
+    "UnknownModelError",
+    "WeightsError",
+    "WeightsMismatchError",
+    "WeightsNotFoundError",
+    "nearest",
+    "printable",
+]
+
+
+class PosterZooError(Exception):
+    """Base of every error that poster_zoo raises on purpose."""
+
+
+class UnknownModelError(PosterZooError, ValueError):
+    """A model name that is not in the registry."""
+
+
+class UnknownArgumentError(PosterZooError, TypeError):
+    """A keyword that the model's constructor does not take."""
+
+
+class OptionError(PosterZooError, ValueError):
+    """A value that an option does not take."""
+
+
+class OutputError(PosterZooError, ValueError):
+    """A file that cannot be written where it was asked for."""
+
+
+class MissingExtraError(PosterZooError, ImportError):
+    """A feature whose optional packages are not installed."""
+
+
+class InputShapeError(PosterZooError, ValueError):
+    """A tensor or an input size that the architecture cannot take."""
+
+
+class LabelError(PosterZooError, ValueError):
+    """A label name, number or label file that does not fit the model or the data."""
+
+
+class ImageError(PosterZooError, ValueError):
+    """A file, byte string or array that does not hold an image we can read."""
+
+
+class WeightsError(PosterZooError, ValueError):
+    """A weights file that cannot be read or used."""
+
+
+class WeightsMismatchError(WeightsError):
+    """Weights whose tensors do not fit the model."""
+
+
+class WeightsNotFoundError(PosterZooError, FileNotFoundError):
+    """No weights for this model, anywhere they were looked for."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return " Did you mean 'a' or 'b'?" for the names in `known` that look like `name`, or an empty string."""
+    choices: Sequence[str] = list(known)
+    near = difflib.get_close_matches(name, choices, n=2)
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def printable(text: str) -> str:
+    """Return `text` on one line, with control characters and undecodable bytes written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -1,0 +1,202 @@
+"""From an entry and keywords to a model: the one way that every factory goes.
+
+timm's own builder makes the model and wraps it for `features_only`; weights are loaded here, because timm's loader
+turns `strict` off for the whole model as soon as the number of classes differs, checks no hash, and goes on with
+ImageNet's mean and std where a factory has no entry.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs
+from timm.models._builder import resolve_pretrained_cfg
+from timm.models._manipulate import adapt_input_conv
+from timm.models._registry import DefaultCfg
+from torch import Tensor, nn
+
+from poster_zoo.errors import UnknownArgumentError, WeightsError, WeightsMismatchError, nearest
+from poster_zoo.weights.entry import Weights
+from poster_zoo.weights.find import fetch_repository, fetch_weights
+
+__all__ = ["ENTRIES", "build_model", "load_weights", "register_weights", "weights_name"]
+
+_logger = logging.getLogger(__name__)
+
+Model = TypeVar("Model", bound=nn.Module)
+
+ENTRIES: dict[str, Weights] = {}
+"""Every factory's entry by the factory's name; filled as the model files are imported."""
+
+# What timm's builder and its feature wrapper take beside the model's own arguments.
+_BUILDER_ARGUMENTS = ("features_only", "out_indices", "feature_cls", "output_fmt", "pretrained_model_args")
+
+
+def register_weights(entries: Mapping[str, Weights]) -> dict[str, DefaultCfg]:
+    """Add a model file's entries to `ENTRIES` and return them as timm's `default_cfgs`."""
+    ENTRIES.update(entries)
+    cfgs = {f"{name}.{entry.tag}" if entry.tag else name: entry.to_cfg() for name, entry in entries.items()}
+    default_cfgs: dict[str, DefaultCfg] = generate_default_cfgs(cfgs)
+    return default_cfgs
+
+
+def weights_name(variant: str) -> str:
+    """Return the name under which a factory's weights are published and installed: `poster`'s are `poster_rafdb`."""
+    hub_id = ENTRIES[variant].hub_id
+    return hub_id.rpartition("/")[2] if hub_id else variant
+
+
+def build_model(cls: type[Model], variant: str, pretrained: bool, kwargs: dict[str, Any]) -> Model:
+    """Build a model of the registry.
+
+    Args:
+        cls: The architecture.
+        variant: The factory's name.
+        pretrained: Load the weights that the entry, or `pretrained_cfg` among `kwargs`, says. Either they are loaded
+            or an error is raised.
+        kwargs: Arguments of the architecture and of timm's builder.
+
+    Raises:
+        UnknownArgumentError: A keyword that the architecture does not take.
+        WeightsNotFoundError: The weights are nowhere to be had.
+        WeightsError: The weights do not fit.
+    """
+    options = dict(kwargs)
+    cfg = resolve_pretrained_cfg(
+        variant, options.pop("pretrained_cfg", None), options.pop("pretrained_cfg_overlay", None)
+    )
+    cache_dir = options.pop("cache_dir", None)
+    _refuse_unknown_arguments(cls, variant, options)
+
+    def construct(**arguments: Any) -> Model:
+        model = cls(**arguments)
+        if pretrained:
+            load_weights(model, _weights_tensors(variant, cfg, cache_dir), cfg.first_conv, cfg.classifier, variant)
+        return model
+
+    features = {"feature_cls": "getter", "out_indices": None} if options.get("features_only") else None
+    model: Model = build_model_with_cfg(construct, variant, False, pretrained_cfg=cfg, feature_cfg=features, **options)
+    return model
+
+
+def _refuse_unknown_arguments(cls: type[nn.Module], variant: str, options: Mapping[str, Any]) -> None:
+    known = [name for name in inspect.signature(cls).parameters if name != "self"]
+    for name in options:
+        if name not in known and name not in _BUILDER_ARGUMENTS:
+            raise UnknownArgumentError(
+                f"{variant} takes no argument {name!r}.{nearest(name, known)} It takes {', '.join(known)}."
+            )
+
+
+def _weights_tensors(variant: str, cfg: PretrainedCfg, cache_dir: str | Path | None) -> dict[str, Tensor]:
+    """Return the tensors that `cfg` points at: given ones, a file, a repository of its own, or the entry's."""
+    if cfg.state_dict is not None:
+        return dict(cfg.state_dict)
+    entry = ENTRIES[variant]
+    if cfg.file:
+        path = fetch_weights(variant, entry, file=cfg.file, cache_dir=cache_dir).path
+    elif cfg.source == "hf-hub" or (cfg.hf_hub_id and cfg.hf_hub_id != entry.to_cfg().get("hf_hub_id")):
+        repository, _, revision = str(cfg.hf_hub_id).partition("@")
+        path = fetch_repository(repository, revision or None, cache_dir=cache_dir)[1]
+    else:
+        path = fetch_weights(weights_name(variant), entry, cache_dir=cache_dir).path
+    assert path is not None  # the finder returns a file or raises
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"The weights of {variant} cannot be read from {path}: {error}. "
+            f"Weights are safetensors files; `poster-zoo convert` makes one of an authors' checkpoint."
+        ) from error
+
+
+def load_weights(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    first_conv: str | tuple[str, ...] | None = None,
+    classifier: str | tuple[str, ...] | None = None,
+    name: str = "the model",
+) -> None:
+    """Load `tensors` strictly; only what the caller changed on purpose may differ.
+
+    A head with another number of classes stays newly initialised, one log line says so. Parts that the model was built
+    without (its head, by `num_classes=0`) are left out. Stems for another number of channels get timm's adaptation:
+    the sum over the channels for grey images.
+
+    Args:
+        model: Where to.
+        tensors: By the model's names.
+        first_conv: Names of the layers that see the image.
+        classifier: Names of the layers that give the logits.
+        name: The model's, for messages.
+
+    Raises:
+        WeightsMismatchError: Names or shapes differ elsewhere; the first few are named, expected and found.
+    """
+    wanted = model.state_dict()
+    given = {key: tensor for key, tensor in tensors.items() if not _stands_on_identity(model, key)}
+    heads = _as_tuple(classifier)
+    kept = set(wanted)
+    fresh_head = [h for h in heads if _shape(given, f"{h}.weight")[:1] != _shape(wanted, f"{h}.weight")[:1]]
+    if fresh_head and all(f"{h}.weight" in wanted and f"{h}.weight" in given for h in fresh_head):
+        prefixes = _head_prefixes(model, fresh_head)
+        given = {key: tensor for key, tensor in given.items() if not key.startswith(prefixes)}
+        kept -= {key for key in wanted if key.startswith(prefixes)}
+        classes = wanted[f"{fresh_head[0]}.weight"].shape[0]
+        _logger.warning("%s: the head is new, for %d classes; every other tensor comes from the weights.", name, classes)
+    for layer in _as_tuple(first_conv):
+        key = f"{layer}.weight"
+        if key in given and key in wanted and given[key].shape[1] != wanted[key].shape[1]:
+            given[key] = adapt_input_conv(wanted[key].shape[1], given[key])
+    _refuse_mismatch(name, {key: wanted[key] for key in wanted if key in kept}, given)
+    model.load_state_dict(given, strict=not fresh_head)
+
+
+def _as_tuple(names: str | tuple[str, ...] | list[str] | None) -> tuple[str, ...]:
+    if names is None:
+        return ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _shape(tensors: Mapping[str, Tensor], key: str) -> tuple[int, ...]:
+    return tuple(tensors[key].shape) if key in tensors else ()
+
+
+def _head_prefixes(model: nn.Module, heads: list[str]) -> tuple[str, ...]:
+    """Return the prefixes of the parts that go with the classifier: it and the norm behind it, where there is one."""
+    return tuple(f"{h}{end}" for h in heads for end in (".", "_bn."))
+
+
+def _stands_on_identity(model: nn.Module, key: str) -> bool:
+    """Whether the tensor belongs to a part for which the model holds a placeholder."""
+    module = model
+    for part in key.split(".")[:-1]:
+        child = module._modules.get(part)
+        if child is None:
+            return False
+        if isinstance(child, nn.Identity):
+            return True
+        module = child
+    return False
+
+
+def _refuse_mismatch(name: str, wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    faults = [f"{key}: expected {tuple(wanted[key].shape)}, not in the file" for key in wanted if key not in given]
+    faults += [f"{key}: not in the model, found {tuple(given[key].shape)}" for key in given if key not in wanted]
+    faults += [
+        f"{key}: expected {tuple(wanted[key].shape)}, found {tuple(given[key].shape)}"
+        for key in wanted
+        if key in given and wanted[key].shape != given[key].shape
+    ]
+    if faults:
+        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise WeightsMismatchError(
+            f"The weights do not fit {name}: {len(faults)} of its tensors differ ({'; '.join(faults[:3])}{more}). "
+            f"Build the model that they were saved from, with the same arguments."
+        )

@@ -1,0 +1,153 @@
+"""The zoo's front door: names to models."""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import model_entrypoint
+from torch import nn
+
+from poster_zoo.errors import UnknownModelError, WeightsNotFoundError, nearest
+from poster_zoo.models._builder import ENTRIES, weights_name
+from poster_zoo.weights.entry import Weights
+from poster_zoo.weights.find import Found, fetch_repository, find_weights
+
+__all__ = ["ModelInfo", "create_model", "list_models", "model_info"]
+
+
+def list_models(filter: str = "", pretrained: bool = False) -> list[str]:
+    """Return the zoo's model names in alphabetical order.
+
+    Args:
+        filter: A pattern such as "poster_*"; empty for all.
+        pretrained: Only those whose weights can be loaded: in the package, on this machine, or published.
+    """
+    names = [name for name in sorted(ENTRIES) if fnmatch.fnmatch(name, filter or "*")]
+    return [name for name in names if _has_weights(name)] if pretrained else names
+
+
+def _has_weights(name: str) -> bool:
+    entry = ENTRIES[name]
+    return bool(entry.sha256) or find_weights(weights_name(name), entry).source in ("bundled", "installed", "cache")
+
+
+def create_model(
+    name: str,
+    pretrained: bool | None = None,
+    *,
+    weights: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Build a model by its name, as `timm.create_model` does.
+
+    Args:
+        name: A name of `list_models()`, with or without its tag ("poster_tiny.ferplus"); or a repository on the Hub,
+            "hf-hub:owner/name" or "hf-hub:owner/name@revision"; or a folder that `save_pretrained` wrote,
+            "local-dir:folder".
+        pretrained: Load the weights, from the package, this machine or the Hub. None means yes for repositories and
+            folders, no for names. Where weights are asked for they are loaded, or an error says why not.
+        weights: A safetensors file, or a folder that holds model.safetensors, to load instead.
+        cache_dir: The Hub's cache; None for huggingface_hub's own.
+        **kwargs: Arguments of the architecture (`num_classes`, `in_chans`, `img_size`, `drop_rate`,
+            `drop_path_rate`, `global_pool`, …), `features_only`, `device`, `dtype`.
+
+    Returns:
+        The model, in training mode as timm leaves it.
+
+    Raises:
+        UnknownModelError: There is no such model.
+        UnknownArgumentError: The architecture takes no such keyword.
+        WeightsNotFoundError: The weights are nowhere to be had; the message says how to get them.
+        WeightsError: The weights do not fit, or are not those that were recorded.
+    """
+    source, _, place = name.partition(":")
+    if source in ("hf-hub", "hf_hub", "local-dir") and place:
+        folder = _repository_folder(place, cache_dir) if source != "local-dir" else _model_folder(place)
+        loads = True if pretrained is None else pretrained
+        return timm.create_model(f"local-dir:{folder}", pretrained=loads, cache_dir=cache_dir, **kwargs)
+    base, _, tag = name.partition(".")
+    _entry(base)
+    if weights is not None:
+        kwargs["pretrained_cfg_overlay"] = {"file": str(weights)}
+    if tag:
+        if tag != ENTRIES[base].tag:
+            known = f"{base}.{ENTRIES[base].tag}" if ENTRIES[base].tag else base
+            raise UnknownModelError(f"There are no weights {name!r}. Did you mean {known!r}?")
+        kwargs["pretrained_cfg"] = tag
+    model: nn.Module = model_entrypoint(base)(pretrained=bool(pretrained) or weights is not None, cache_dir=cache_dir, **kwargs)
+    return model
+
+
+def _entry(name: str) -> Weights:
+    if name not in ENTRIES:
+        raise UnknownModelError(
+            f"There is no model {name!r}.{nearest(name, ENTRIES)} `poster-zoo list` shows all {len(ENTRIES)}."
+        )
+    return ENTRIES[name]
+
+
+def _repository_folder(repository: str, cache_dir: str | Path | None) -> Path:
+    repo_id, _, revision = repository.partition("@")
+    config, _ = fetch_repository(repo_id, revision or None, cache_dir=cache_dir)
+    return config.parent
+
+
+def _model_folder(folder: str) -> Path:
+    path = Path(folder).expanduser()
+    if not (path / "config.json").is_file():
+        raise WeightsNotFoundError(
+            f"The folder {folder} holds no config.json; name a folder that save_pretrained or `poster-zoo convert` wrote."
+        )
+    return path
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known about a model of the zoo.
+
+    Attributes:
+        name: Its name.
+        doc: One line.
+        weights: Its entry.
+        parameters: Number of parameters, landmark stream included.
+        macs: Multiply-adds of one forward of one image, as torch's FlopCounterMode counts them (half its flops).
+        source: Where `pretrained=True` would take the weights from on this machine, and why.
+    """
+
+    name: str
+    doc: str
+    weights: Weights
+    parameters: int
+    macs: int
+    source: Found
+
+
+def model_info(name: str) -> ModelInfo:
+    """Return everything that is known about a model and its weights. Builds it on the meta device, loads nothing.
+
+    Raises:
+        UnknownModelError: There is no such model.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    entry = _entry(name)
+    with torch.device("meta"):
+        model = create_model(name).eval()
+        image = torch.empty(1, 3, *entry.preprocessing.size)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image)
+    return ModelInfo(
+        name=name,
+        doc=inspect.getdoc(model_entrypoint(name)) or "",
+        weights=entry,
+        parameters=sum(p.numel() for p in model.parameters()),
+        macs=counter.get_total_flops() // 2,
+        source=find_weights(weights_name(name), entry),
+    )

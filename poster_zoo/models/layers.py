@@ -1,0 +1,152 @@
+"""Pieces that more than one architecture is built of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.layers import DropPath
+from timm.models import register_notrace_function
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from poster_zoo.errors import InputShapeError, OptionError
+
+__all__ = [
+    "EncoderBlock",
+    "Gate",
+    "Mlp",
+    "SelfAttention",
+    "check_input",
+    "check_option",
+    "init_weights",
+    "new_head",
+    "to_pair",
+    "to_tokens",
+]
+
+
+def to_pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return (height, width) for a size given as one number or two."""
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return int(height), int(width)
+
+
+@register_notrace_function
+def check_input(x: Tensor, channels: int, height: int, width: int) -> Tensor:
+    """Return `x` where it is (B, channels, height, width).
+
+    Raises:
+        InputShapeError: `x` has another shape.
+    """
+    # TorchScript cannot raise our own error class; a scripted model leaves the complaint to its first layer.
+    if not torch.jit.is_scripting() and (x.dim() != 4 or x.shape[1:] != (channels, height, width)):
+        raise InputShapeError(
+            f"The model takes images of shape (B, {channels}, {height}, {width}), got {tuple(x.shape)}; "
+            f"resize the images to {height} × {width}, or build the model with img_size= and in_chans= for yours."
+        )
+    return x
+
+
+def check_option(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    """Return `value` where it is one of `allowed`.
+
+    Raises:
+        OptionError: it is not.
+    """
+    if value not in allowed:
+        raise OptionError(f"{name}={value!r} is not to be had here; choose one of {', '.join(map(repr, allowed))}.")
+    return value
+
+
+def new_head(model: nn.Module, num_features: int, num_classes: int) -> nn.Module:
+    """Return a fresh classifier of the device, type and mode of `model`, or an identity for no classes."""
+    if num_classes == 0:
+        return nn.Identity()
+    like = next(model.parameters())
+    head = nn.Linear(num_features, num_classes, device=like.device, dtype=like.dtype)
+    init_weights(head)
+    return head.train(model.training)
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """Turn a map (B, C, H, W) into one token a position, (B, H·W, C), row by row."""
+    return x.flatten(2).transpose(1, 2)
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear."""
+
+    def __init__(self, dim: int, hidden: int, *, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden, device=device, dtype=dtype)
+        self.fc2 = nn.Linear(hidden, dim, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Gate(nn.Module):
+    """Scale each feature by a number in 0…1 that all features decide on: x · σ(W₂ relu(W₁ x))."""
+
+    def __init__(self, dim: int, *, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, dim, device=device, dtype=dtype)
+        self.fc2 = nn.Linear(dim, dim, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.fc2(F.relu(self.fc1(x))).sigmoid()
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with W_Q, W_K and W_V in one layer."""
+
+    def __init__(self, dim: int, num_heads: int, *, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, device=device, dtype=dtype)
+        self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, dim = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)  # each (B, heads, N, head_dim)
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).reshape(batch, tokens, dim))
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm transformer encoder (Dosovitskiy et al., 2021): attention and MLP, each normalised first and added."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        drop_path: float = 0.0,
+        *,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6, **dd)
+        self.attn = SelfAttention(dim, num_heads, **dd)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6, **dd)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), **dd)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+def init_weights(module: nn.Module) -> None:
+    """Draw linear weights from N(0, 0.02²) and zero their biases, as vision transformers do; other layers stay."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

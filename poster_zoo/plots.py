@@ -1,0 +1,308 @@
+"""Pictures of answers: sheets of labelled faces, confusion matrices, landmarks on a face.
+
+Needs the extra `plot` (matplotlib). A picture is written in the format of its suffix, beside its place first and then
+renamed, so that no half-drawn file is left behind. Colours are those of Okabe and Ito, which colour-blind readers tell
+apart, and nothing is said by colour alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import textwrap
+import uuid
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from poster_zoo.data.images import read_image
+from poster_zoo.errors import ImageError, MissingExtraError, OutputError, printable
+from poster_zoo.labels import canonical_label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from poster_zoo.evaluate import Evaluation
+    from poster_zoo.predict import Prediction
+
+__all__ = [
+    "FORMATS",
+    "LANDMARK_GROUPS",
+    "SHEET_LIMIT",
+    "check_output",
+    "confusion_matrix",
+    "contact_sheet",
+    "landmarks",
+]
+
+FORMATS = (".png", ".svg", ".pdf")
+SHEET_LIMIT = 120
+
+# The 68 points of 300-W: name, first and one past the last point, and whether the line closes.
+LANDMARK_GROUPS = (
+    ("jaw", 0, 17, False),
+    ("right eyebrow", 17, 22, False),
+    ("left eyebrow", 22, 27, False),
+    ("nose bridge", 27, 31, False),
+    ("nostrils", 31, 36, False),
+    ("right eye", 36, 42, True),
+    ("left eye", 42, 48, True),
+    ("outer lips", 48, 60, True),
+    ("inner lips", 60, 68, True),
+)
+
+RIGHT, WRONG = "\N{CHECK MARK}", "\N{BALLOT X}"
+
+_BLUE, _VERMILLION, _SKY, _GREY = "#0072B2", "#D55E00", "#56B4E9", "#666666"
+_DPI = 150
+
+# The sheet of faces, in inches.
+_FACE, _MARGIN, _TITLE_HEIGHT = 1.5, 0.2, 0.4
+_TILE_WIDTH, _TILE_HEIGHT = _FACE + _MARGIN, _FACE + 0.65
+_MIN_COLUMNS = 2
+
+
+def check_output(out: str | Path) -> Path:
+    """Return where a picture can be written, or say why not, before anything long begins.
+
+    Raises:
+        OutputError: a format that is not drawn, a folder that does not exist or may not be written to, or a folder
+            where the file should go.
+        MissingExtraError: matplotlib is not installed.
+    """
+    path = Path(out)
+    if path.suffix.lower() not in FORMATS:
+        raise OutputError(f"A picture cannot be written as {str(path)!r}; end its name in {', '.join(FORMATS)}.")
+    if path.is_dir():
+        raise OutputError(f"A picture cannot be written to {str(path)!r}, which is a folder; add a file name.")
+    if not path.parent.is_dir():
+        raise OutputError(f"The picture {str(path)!r} has no folder to go to; make {str(path.parent)!r} first.")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"The picture {str(path)!r} cannot be written: the folder {str(path.parent)!r} is read-only.")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingExtraError('Drawing needs matplotlib, which is not installed: pip install "poster-zoo[plot]".')
+    return path
+
+
+def contact_sheet(
+    images: Sequence[Any],
+    predictions: Sequence[Prediction],
+    true_labels: Sequence[str | None] | None = None,
+    *,
+    out: str | Path,
+    total: int | None = None,
+) -> None:
+    """Draw a sheet of images with their predicted (and true) labels.
+
+    A wrong answer has a thick dashed frame and a cross, a right one a tick, an unreadable image an empty tile with
+    the reason.
+
+    Args:
+        images: Whatever `read_image` takes, one for each prediction; the first `SHEET_LIMIT` are drawn.
+        predictions: The answers.
+        true_labels: The true label of each image, or None where it is not known.
+        out: The file to write.
+        total: Number of images there are, where only some of them are given; the sheet says so.
+
+    Raises:
+        OutputError: `out` cannot be written.
+        MissingExtraError: matplotlib is not installed.
+    """
+    out = check_output(out)
+    truth = true_labels or [None] * len(predictions)
+    shown = min(len(predictions), SHEET_LIMIT)
+    columns = max(_MIN_COLUMNS, round(1.3 * shown**0.5))
+    rows = -(-shown // columns)
+    width, height = columns * _TILE_WIDTH + _MARGIN, _TITLE_HEIGHT + rows * _TILE_HEIGHT
+    figure = _new_figure(width, height)
+    title = _sheet_title(shown, total or len(predictions), truth)
+    figure.text(_MARGIN / width, 1 - 0.2 / height, title, va="center", fontsize=9)
+    for i in range(shown):
+        row, column = divmod(i, columns)
+        left = _MARGIN + column * _TILE_WIDTH
+        bottom = height - _TITLE_HEIGHT - row * _TILE_HEIGHT - _FACE
+        axes = figure.add_axes((left / width, bottom / height, _FACE / width, _FACE / height))
+        _draw_tile(axes, images[i], predictions[i], truth[i])
+    _save(figure, out)
+
+
+def _sheet_title(shown: int, total: int, truth: Sequence[str | None]) -> str:
+    images = f"{total:,} image{'s' if total != 1 else ''}"
+    count = images if shown == total else f"the first {shown} of {images}"
+    marks = f": {RIGHT} right, {WRONG} wrong (dashed frame)" if any(truth) else ""
+    return count[0].upper() + count[1:] + marks
+
+
+def _draw_tile(axes: Axes, image: Any, prediction: Prediction, true_label: str | None) -> None:
+    """Draw one face with its caption below, or an empty tile with the reason."""
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_color("#bbbbbb")
+    reason = prediction.error or _show_image(axes, image)
+    if reason:
+        axes.set_facecolor("#eeeeee")
+        axes.text(
+            0.5, 0.5, textwrap.fill(printable(reason), 24, max_lines=7, placeholder=" …"),
+            transform=axes.transAxes, ha="center", va="center", fontsize=6.5, color=_GREY, parse_math=False,
+        )  # fmt: skip
+        answer = "no answer"
+    else:
+        answer = f"{_shorten(str(prediction.label), 16)} {prediction.score:.2f}"
+    _caption(axes, 0, answer, fontsize=9, fontweight="bold")
+    line = 1
+    if true_label is not None and not reason:
+        wrong = canonical_label(true_label) != canonical_label(str(prediction.label))
+        _mark_truth(axes, true_label, wrong)
+        line = 2
+    _caption(axes, line, _shorten(Path(str(prediction.source)).name, 28), fontsize=6.5, color=_GREY)
+
+
+def _show_image(axes: Axes, image: Any) -> str | None:
+    """Show an image centred in a square tile; return the reason where it cannot be read."""
+    try:
+        face = read_image(image)
+    except ImageError as error:
+        return str(error)
+    face.thumbnail((int(_FACE * _DPI), int(_FACE * _DPI)))
+    axes.imshow(np.asarray(face), interpolation="bilinear")
+    side = max(face.size)
+    axes.set_xlim((face.width - side) / 2 - 0.5, (face.width + side) / 2 - 0.5)
+    axes.set_ylim((face.height + side) / 2 - 0.5, (face.height - side) / 2 - 0.5)
+    return None
+
+
+def _mark_truth(axes: Axes, true_label: str, wrong: bool) -> None:
+    text = f"{WRONG if wrong else RIGHT} true: {_shorten(true_label, 18)}"
+    _caption(axes, 1, text, fontsize=8.5, color=_VERMILLION if wrong else _BLUE)
+    if wrong:
+        axes.spines[:].set(color=_VERMILLION, linewidth=3, linestyle=(0, (3, 2)), capstyle="butt")
+    else:
+        axes.spines[:].set(color=_BLUE, linewidth=1)
+
+
+def _caption(axes: Axes, line: int, text: str, **style: Any) -> None:
+    below = (1, -11 - 11 * line)
+    axes.annotate(text, (0, 0), below, xycoords="axes fraction", textcoords="offset points", parse_math=False, **style)
+
+
+def confusion_matrix(evaluation: Evaluation, *, out: str | Path) -> None:
+    """Draw a confusion matrix as a heat map: rows true classes, columns answers, rate and count in each cell.
+
+    The row of a class without images is hatched and says so; it is not zero.
+
+    Raises:
+        OutputError: `out` cannot be written.
+        MissingExtraError: matplotlib is not installed.
+    """
+    out = check_output(out)
+    labels = [_shorten(label, 20) for label in evaluation.labels]
+    counts = np.array(evaluation.confusion_matrix)
+    rates = np.array(evaluation.confusion_rates, dtype=float)  # None becomes NaN, which is left blank
+    side = max(4.5, 0.72 * len(labels))
+    figure = _new_figure(side + 2.6, side + 1.9, layout="constrained")
+    axes = figure.add_subplot()
+    heat = axes.imshow(rates, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(heat, ax=axes, shrink=0.7, label="share of the true class")
+    axes.set_xticks(range(len(labels)), labels, rotation=35, ha="right", rotation_mode="anchor", parse_math=False)
+    rows = [f"{label} ({count:,})" for label, count in zip(labels, counts.sum(axis=1), strict=True)]
+    axes.set_yticks(range(len(labels)), rows, parse_math=False)
+    axes.set(xlabel="answer", ylabel="true class (images)")
+    axes.set_xticks(np.arange(len(labels) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(labels) + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.5)
+    axes.tick_params(which="both", length=0)
+    for row in range(len(labels)):
+        if np.isnan(rates[row]).any():
+            _hatch_row(axes, row, len(labels))
+        else:
+            _write_row(axes, row, rates[row], counts[row])
+    axes.set_title(_matrix_title(evaluation), fontsize=10, pad=10)
+    _save(figure, out, bbox_inches="tight")
+
+
+def _matrix_title(evaluation: Evaluation) -> str:
+    present, classes = evaluation.classes_with_images, len(evaluation.labels)
+    return (
+        f"{evaluation.images:,} image{'s' if evaluation.images != 1 else ''}: accuracy {evaluation.accuracy:.3f}\n"
+        f"mean class accuracy {evaluation.mean_class_accuracy:.3f} over "
+        f"{classes if present == classes else f'the {present} of {classes}'} classes"
+        f"{'' if present == classes else ' that have images'}"
+    )
+
+
+def _write_row(axes: Axes, row: int, rates: np.ndarray, counts: np.ndarray) -> None:
+    for column, (rate, count) in enumerate(zip(rates, counts, strict=True)):
+        color = "white" if rate > 0.55 else "black" if count else "#999999"
+        axes.text(column, row - 0.12, f"{rate:.2f}", ha="center", va="center", fontsize=10, color=color)
+        axes.text(column, row + 0.22, f"{count:,}", ha="center", va="center", fontsize=7, color=color)
+
+
+def _hatch_row(axes: Axes, row: int, columns: int) -> None:
+    from matplotlib.patches import Rectangle
+
+    axes.add_patch(
+        Rectangle((-0.5, row - 0.5), columns, 1, facecolor="#f4f4f4", edgecolor="#b0b0b0", hatch="////", linewidth=0)
+    )
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 3}
+    axes.text((columns - 1) / 2, row, "no images", ha="center", va="center", fontsize=10, color=_GREY, bbox=box)
+
+
+def landmarks(image: Any, points: ArrayLike, *, out: str | Path) -> None:
+    """Draw the 68 points on a face, joined as 300-W groups them.
+
+    Args:
+        image: Whatever `read_image` takes.
+        points: (68, 2), x then y, in pixels of the upright image.
+        out: The file to write.
+
+    Raises:
+        OutputError: `out` cannot be written.
+        MissingExtraError: matplotlib is not installed.
+        ImageError: the image cannot be read.
+    """
+    out = check_output(out)
+    face = read_image(image)
+    xy = np.asarray(points, dtype=float)
+    scale = 6 / max(face.size)
+    figure = _new_figure(max(face.width * scale, 0.5), max(face.height * scale, 0.5))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.imshow(np.asarray(face), interpolation="bicubic", aspect="auto")
+    axes.autoscale(False)  # points outside the image do not shrink it
+    for _, first, end, closed in LANDMARK_GROUPS:
+        line = [*range(first, end), first] if closed else range(first, end)
+        axes.plot(*xy[line].T, color="black", linewidth=3.5, alpha=0.6, solid_capstyle="round")
+        axes.plot(*xy[line].T, color=_SKY, linewidth=1.8, solid_capstyle="round")
+    axes.scatter(xy[:, 0], xy[:, 1], s=16, color="white", edgecolors="black", linewidths=0.8, zorder=3)
+    _save(figure, out)
+
+
+def _new_figure(width: float, height: float, layout: Literal["constrained"] | None = None) -> Figure:
+    """Return a figure of its own (inches), which is none of pyplot's: nothing global changes and nothing pops up."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=_DPI, facecolor="white", layout=layout)
+
+
+def _save(figure: Figure, out: Path, **options: Any) -> None:
+    """Write a figure beside its place and rename it, so that `out` is whole or what it was before."""
+    place = Path(os.path.realpath(out))
+    beside = place.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        with warnings.catch_warnings():
+            # File names may be in a script that the font lacks; it draws boxes for them, which is enough.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+            figure.savefig(beside, format=out.suffix[1:].lower(), **options)
+        os.replace(beside, place)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _shorten(text: str, width: int) -> str:
+    """Return `text`, printable, with an ellipsis in its middle where it is longer than `width` characters."""
+    text = printable(text)
+    return text if len(text) <= width else f"{text[: width - width // 2 - 1]}…{text[-(width // 2) :]}"

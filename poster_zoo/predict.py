@@ -1,0 +1,349 @@
+"""A photograph of a face → the name of its expression.
+
+>>> from poster_zoo import Predictor
+>>> predictor = Predictor()
+>>> predictor("examples/face.png").label
+'Happiness'
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from poster_zoo.data.images import ImageSource, list_images, read_image
+from poster_zoo.data.transforms import create_transform
+from poster_zoo.errors import ImageError, LabelError, OptionError, WeightsError
+
+__all__ = ["Prediction", "Predictor"]
+
+_BAR_DELAY = 3.0  # seconds; what is done sooner needs no progress bar
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer about one image.
+
+    Attributes:
+        source: Which image: its path as it was given, or "image N" for one in memory, N being its place among the
+            answers, counted from 0.
+        label: Name of the likeliest class; None where `error` says why there is no answer.
+        score: Its probability, in 0…1.
+        probabilities: Of every class of the model, in the model's order; they add up to 1.
+        error: One sentence, or None.
+    """
+
+    source: str
+    label: str | None
+    score: float | None
+    probabilities: dict[str, float]
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return `source`, `label`, `score` and `probabilities`, or `source` and `error`, ready for JSON."""
+        if self.error is not None:
+            return {"source": self.source, "error": self.error}
+        return {
+            "source": self.source,
+            "label": self.label,
+            "score": self.score,
+            "probabilities": dict(self.probabilities),
+        }
+
+
+class Predictor:
+    """Names expressions on aligned crops of faces.
+
+    One image is a path, a file's bytes, a PIL image, an RGB array H×W×3 or a tensor 3×H×W: whatever `read_image`
+    takes. Many are a folder (with its subfolders, in natural order), an array or tensor of four dimensions, or any
+    iterable of images and folders.
+
+    Args:
+        model: Name of a model, whose weights are loaded, or a model, which is put into eval mode and moved as `device`
+            and `dtype` say.
+        device: Where to compute; by default where a given model is, and for a name a CUDA GPU if there is one.
+        dtype: In which type; by default the model's own. The softmax is in float32 whatever it is.
+        batch_size: Images a step.
+        labels: Class names in the order of the logits, for a model whose entry holds none.
+        progress: Whether to draw a progress bar on stderr; by default where stderr is a terminal and the work is more
+            than one batch and takes longer than a few seconds.
+        num_workers: Threads that read and resize images while the model works.
+
+    Raises:
+        LabelError: The model has no label names, or not one for each of its outputs.
+        OptionError: The device cannot be used, or a number is less than 1.
+    """
+
+    def __init__(
+        self,
+        model: str | nn.Module = "poster_tiny",
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        batch_size: int = 32,
+        labels: Sequence[str] | None = None,
+        progress: bool | None = None,
+        num_workers: int = min(4, os.cpu_count() or 1),
+    ) -> None:
+        for name, number in (("batch_size", batch_size), ("num_workers", num_workers)):
+            if number < 1:
+                raise OptionError(f"{name} is {number}; it must be 1 or more.")
+        if device is not None:
+            _check_device(device)
+        if isinstance(model, str):
+            from poster_zoo import create_model  # late: the package's front door imports this file
+
+            model = create_model(model, pretrained=True)
+            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.labels = _read_labels(model, labels)
+        self.transform: Callable[[Image.Image], Tensor] = create_transform(model)
+        self.model = model.eval().to(device=device, dtype=dtype)
+        parameter = next(model.parameters(), torch.empty(0))
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self.batch_size = batch_size
+        self.progress = progress
+        self.num_workers = num_workers
+
+    def __call__(self, inputs: ImageSource | Iterable[ImageSource]) -> Prediction | list[Prediction]:
+        """Answer for one image, or for each of many.
+
+        Args:
+            inputs: One image or many, as the class says.
+
+        Returns:
+            One prediction for one image. For many a list in their order, in which an image that cannot be read is a
+            prediction with `error`.
+
+        Raises:
+            ImageError: One image was given and cannot be read.
+            WeightsError: One image was given and the model's answer is not a number.
+            LabelError: The model finds landmarks and no classes, or its answer is not as wide as its labels.
+        """
+        if _is_many(inputs):
+            return list(self.stream(inputs))
+        self._check_classes()
+        source = _name(inputs, 0)
+        prediction = self._predict([(source, self._read(source, inputs))])[0]
+        if prediction.error is not None:
+            raise WeightsError(prediction.error)
+        return prediction
+
+    def stream(self, inputs: ImageSource | Iterable[ImageSource]) -> Iterator[Prediction]:
+        """Answer for each of many images as soon as its batch is done, in order and in bounded memory.
+
+        The iterable is read in the caller's thread, one batch ahead of the answers. Files and bytes are decoded on
+        other threads while the model works; images already in memory are taken over at once, so that the iterable
+        may use its buffers again. What the iterable raises comes after the answers for all that it gave. Closing the
+        generator ends the threads.
+
+        Args:
+            inputs: One image or many, as the class says.
+
+        Yields:
+            One prediction an image, in order; an image that cannot be read is a prediction with `error`.
+
+        Raises:
+            LabelError: As for a call.
+        """
+        self._check_classes()
+        return self._stream(inputs)
+
+    def landmarks(self, image: ImageSource) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Find the 68 points of 300-W on one aligned crop of a face.
+
+        Args:
+            image: One image, as the class says.
+
+        Returns:
+            (68, 2) x and y in pixels of the upright image; 0 is its left or upper edge.
+
+        Raises:
+            ImageError: The image cannot be read.
+            OptionError: The model finds no landmarks.
+        """
+        if not hasattr(self.model, "forward_landmarks"):
+            raise OptionError(
+                f"{type(self.model).__name__} finds no landmarks; take a model with a landmark stream, "
+                f"such as poster_tiny, or mobilefacenet."
+            )
+        upright = read_image(image)
+        with torch.inference_mode():
+            points = self.model.forward_landmarks(self.transform(upright)[None].to(self.device, self.dtype))
+        return points.float().reshape(-1, 2).cpu().numpy() * np.array(upright.size, np.float32)
+
+    def _check_classes(self) -> None:
+        if not self.labels:
+            raise LabelError(f"{type(self.model).__name__} finds landmarks and no classes; call `landmarks` instead.")
+
+    def _stream(self, inputs: Any) -> Iterator[Prediction]:
+        images: Iterable[Any] = _images(inputs)
+        if isinstance(inputs, (list, tuple, str, os.PathLike)):
+            images = list(images)
+        total = len(images) if isinstance(images, list) else None
+        bar = self._progress_bar(total)
+        pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="poster_zoo")
+        try:
+            batches = _batched(self._submitted(pool, images), self.batch_size)
+            batch = next(batches, None)
+            while batch:
+                try:
+                    following = next(batches, None)  # decoded by the threads while the model works on this one
+                except Exception:
+                    yield from self._predict(batch)
+                    raise
+                for prediction in self._predict(batch):
+                    yield prediction
+                    if bar is not None:
+                        bar.update()
+                batch = following
+        finally:
+            if bar is not None:
+                bar.close()
+            pool.shutdown(cancel_futures=True)
+
+    def _progress_bar(self, total: int | None) -> tqdm[Any] | None:
+        if self.progress:
+            return tqdm(total=total, unit="image", file=sys.stderr)
+        # None without a terminal, not a disabled bar: tqdm keeps a thread of its own even for that.
+        if self.progress is False or not (sys.stderr and sys.stderr.isatty()):
+            return None
+        if total is not None and total <= self.batch_size:
+            return None
+        return tqdm(total=total, unit="image", file=sys.stderr, delay=_BAR_DELAY, leave=False)
+
+    def _submitted(self, pool: ThreadPoolExecutor, images: Iterable[Any]) -> Iterator[_Reading]:
+        for i, image in enumerate(images):
+            source = _name(image, i)
+            if isinstance(image, (str, os.PathLike, bytes)):
+                yield source, pool.submit(self._try_read, source, image)
+            else:
+                yield source, self._try_read(source, image)
+
+    def _read(self, source: str, image: Any) -> Tensor:
+        return self.transform(read_image(image, None if isinstance(image, (str, os.PathLike)) else source))
+
+    def _try_read(self, source: str, image: Any) -> Tensor | ImageError:
+        try:
+            return self._read(source, image)
+        except ImageError as error:
+            return error
+
+    def _predict(self, batch: Sequence[_Reading]) -> list[Prediction]:
+        readings = [(source, read.result() if isinstance(read, Future) else read) for source, read in batch]
+        images = [read for _, read in readings if isinstance(read, Tensor)]
+        rows = iter(self._probabilities(torch.stack(images)) if images else ())
+        return [
+            _failure(source, str(read)) if isinstance(read, ImageError) else self._prediction(source, next(rows))
+            for source, read in readings
+        ]
+
+    def _probabilities(self, images: Tensor) -> Tensor:
+        """Return (B, classes) in float32 on the CPU."""
+        with torch.inference_mode():
+            logits = self.model(images.to(self.device, self.dtype))
+        if logits.shape != (len(images), len(self.labels)):
+            raise LabelError(
+                f"The model answered {len(images)} images with the shape {tuple(logits.shape)}, but there are "
+                f"{len(self.labels)} labels; give `labels` one name for each output."
+            )
+        return logits.float().softmax(1).cpu()
+
+    def _prediction(self, source: str, row: Tensor) -> Prediction:
+        if not row.isfinite().all():
+            return _failure(
+                source,
+                f"The model's answer for {source} is not a number; its weights are damaged, "
+                f"or {self.dtype} is too narrow for them: try torch.float32.",
+            )
+        probabilities = dict(zip(self.labels, row.tolist(), strict=True))
+        label = self.labels[int(row.argmax())]
+        return Prediction(source, label, probabilities[label], probabilities)
+
+
+_Reading = tuple[str, Tensor | ImageError | Future[Tensor | ImageError]]
+
+
+def _failure(source: str, error: str) -> Prediction:
+    return Prediction(source, None, None, {}, error)
+
+
+def _name(image: Any, place: int) -> str:
+    return str(image) if isinstance(image, (str, os.PathLike)) else f"image {place}"
+
+
+def _is_many(inputs: Any) -> bool:
+    if isinstance(inputs, (str, os.PathLike)):
+        return os.path.isdir(inputs)
+    if isinstance(inputs, (np.ndarray, Tensor)):
+        return inputs.ndim == 4
+    return (
+        isinstance(inputs, Iterable)
+        and not isinstance(inputs, (bytes, bytearray, memoryview, Image.Image))
+        and not hasattr(inputs, "read")  # an open file is an iterable of lines
+    )
+
+
+def _images(inputs: Any) -> Iterator[Any]:
+    """Yield the images one by one; in place of a folder those in it, or itself if there are none."""
+    if not _is_many(inputs) or isinstance(inputs, (str, os.PathLike)):
+        inputs = [inputs]
+    for image in inputs:
+        if isinstance(image, (str, os.PathLike)) and os.path.isdir(image):
+            yield from list_images(image) or [image]
+        else:
+            yield image
+
+
+def _batched(readings: Iterator[_Reading], size: int) -> Iterator[list[_Reading]]:
+    """Yield lists of `size`; where `readings` raises, first what came before."""
+    batch: list[_Reading] = []
+    try:
+        for reading in readings:
+            batch.append(reading)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except Exception:
+        if batch:
+            yield batch
+        raise
+    if batch:
+        yield batch
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise OptionError(f"The device {str(device)!r} cannot be used here: {reason}. `cpu` always can.") from error
+
+
+def _read_labels(model: nn.Module, given: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the label names, one for each of the model's outputs; none for a model that finds landmarks alone."""
+    name = type(model).__name__
+    entry = getattr(model, "pretrained_cfg", None) or {}
+    labels = tuple(entry.get("label_names") or () if given is None else given)
+    if not labels:
+        if hasattr(model, "forward_landmarks"):
+            return ()
+        raise LabelError(f"{name} has no label names; give `labels`, one name for each of its outputs in order.")
+    if len(set(labels)) != len(labels):
+        raise LabelError(f"The labels {', '.join(labels)} hold a name twice; give each class its own.")
+    outputs = getattr(model, "num_classes", len(labels))
+    if outputs != len(labels):
+        raise LabelError(
+            f"{name} has {outputs} outputs and {len(labels)} label names ({', '.join(labels)}); "
+            f"give `labels` one name for each output in order."
+        )
+    return labels

@@ -1,0 +1,133 @@
+"""Models as folders: config.json and model.safetensors in the layout that timm and transformers read."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+from poster_zoo.errors import LabelError, WeightsError
+from poster_zoo.models._registry import create_model
+
+__all__ = ["from_pretrained", "model_config", "save_pretrained", "write_folder"]
+
+
+def model_config(
+    model: nn.Module, label_names: Sequence[str] | None = None, model_args: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the config.json of a model.
+
+    Args:
+        model: A model of the zoo, or any of timm's.
+        label_names: Class names in the order of the logits; None for those that the model came with, if their number
+            is still right.
+        model_args: Arguments without which the factory would build another model, such as `{"depth": 3}`. The number
+            of classes does not belong here: transformers passes that itself.
+
+    Raises:
+        LabelError: The number of label names is not the number of classes.
+    """
+    cfg = dict(model.pretrained_cfg)
+    classes = int(model.num_classes)
+    names = list(label_names) if label_names is not None else list(cfg.get("label_names") or ())
+    if label_names is not None and len(names) != classes:
+        raise LabelError(f"{len(names)} label names were given for a model of {classes} classes; give one a class.")
+    names = names if len(names) == classes else []
+    for source in ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "label_names"):
+        cfg.pop(source, None)
+    args = dict(model_args or {})
+    in_chans = int(model.in_chans)
+    if in_chans != cfg["input_size"][0]:
+        args.setdefault("in_chans", in_chans)
+    cfg["input_size"] = [in_chans, *getattr(model, "img_size", cfg["input_size"][1:])]
+    cfg["num_classes"] = classes
+    config: dict[str, Any] = {
+        "architecture": cfg.pop("architecture"),
+        "num_classes": classes,
+        "num_features": int(model.num_features),
+        "library_name": "timm",
+    }
+    if names:
+        config["label_names"] = names
+    if args:
+        config["model_args"] = args
+    config["pretrained_cfg"] = cfg
+    return config
+
+
+def save_pretrained(
+    model: nn.Module,
+    folder: str | Path,
+    label_names: Sequence[str] | None = None,
+    model_args: dict[str, Any] | None = None,
+) -> Path:
+    """Write a model as a folder that timm, transformers and `from_pretrained` load, labels included.
+
+    A folder that is there already keeps its other files; its config.json and model.safetensors are replaced only once
+    both new ones are written.
+
+    Args:
+        model: The model.
+        folder: Where to.
+        label_names: Class names in the order of the logits; None for those that the model came with.
+        model_args: Arguments without which the factory would build another model.
+
+    Returns:
+        The folder.
+
+    Raises:
+        LabelError: The number of label names is not the number of classes.
+        WeightsError: The folder cannot be written.
+    """
+    config = model_config(model, label_names, model_args)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    return write_folder(folder, tensors, config)
+
+
+def write_folder(folder: str | Path, tensors: dict[str, Any], config: dict[str, Any], **texts: str) -> Path:
+    """Write tensors, config and further text files (by name) into a folder, all of them or none.
+
+    Raises:
+        WeightsError: The folder cannot be written.
+    """
+    folder = Path(folder).expanduser()
+    beside = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+        save_file(tensors, beside / "model.safetensors", metadata={"format": "pt"})
+        (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for name, text in texts.items():
+            (beside / name).write_text(text, encoding="utf-8")
+        for file in sorted(beside.iterdir(), reverse=True):  # the weights first, so that a config never lacks them
+            os.replace(file, folder / file.name)
+    except OSError as error:
+        reason = error.strerror or error
+        raise WeightsError(f"The model cannot be saved in {folder}: {reason}. Choose a folder you can write.") from error
+    finally:
+        if beside is not None:
+            shutil.rmtree(beside, ignore_errors=True)
+    return folder
+
+
+def from_pretrained(source: str | Path, **kwargs: Any) -> nn.Module:
+    """Load a model from a folder that `save_pretrained` wrote, or from "owner/name[@revision]" on the Hub.
+
+    Args:
+        source: The folder, or the repository where no such folder exists.
+        **kwargs: As for `create_model`.
+
+    Raises:
+        WeightsNotFoundError: There is neither.
+        WeightsError: The weights do not fit.
+    """
+    folder = Path(source).expanduser()
+    is_repository = not folder.exists() and str(source).count("/") == 1 and not str(source).startswith((".", "/", "~"))
+    return create_model(f"{'hf-hub' if is_repository else 'local-dir'}:{source}", **kwargs)

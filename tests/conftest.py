@@ -1,0 +1,31 @@
+"""Fixtures for every test."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference numbers and data beside the checkout; a test that asks for it is skipped without it."""
+    folder = Path(os.environ.get("POSTER_ZOO_SHARED", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no reference data: there is no folder {folder} (POSTER_ZOO_SHARED names another place)")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_weights_of_the_user(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep weights that happen to be installed on this machine out of the tests."""
+    monkeypatch.setenv("POSTER_ZOO_HOME", str(tmp_path_factory.getbasetemp() / "poster_zoo_home"))
