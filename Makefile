@@ -30,7 +30,8 @@ test-floor: $(FLOOR_VENV)/.test ## Run the tests on the oldest releases that set
 timm-contract: $(VENV)/.dev ## Run timm's own model tests on our classifiers (ARGS='-k poster_tiny' picks some)
 	@test -f $(SHARED)/timm_contract/run.sh || \
 	    { echo "$(SHARED)/timm_contract/run.sh is absent, so timm's own tests cannot be run; SHARED=DIR names another place." >&2; exit 1; }
-	PATH="$(abspath $(BIN)):$$PATH" bash $(SHARED)/timm_contract/run.sh poster_zoo . "poster*" $(ARGS)
+	PATH="$(abspath $(BIN)):$$PATH" TIMM_CONTRACT_PRETRAINED=poster_tiny \
+	    bash $(SHARED)/timm_contract/run.sh poster_zoo . "poster*" $(ARGS)
 
 lint: $(VENV)/.dev ## Check style, format and the direction of imports
 	$(BIN)/ruff check .

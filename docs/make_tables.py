@@ -1,7 +1,6 @@
 """Write the tables of models into README.md and docs/pages/models.md, from the registry.
 
-python docs/make_tables.py           writes them
-python docs/make_tables.py --check   fails where a file does not hold what would be written
+With `--check` nothing is written, and the exit status is 1 where a file does not hold what would be.
 """
 
 from __future__ import annotations
@@ -10,11 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
-import poster_zoo
-from poster_zoo.models._builder import ENTRIES
+from poster_zoo import ModelInfo, list_models, model_info
 from poster_zoo.weights.entry import Weights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,16 +17,6 @@ LEGEND = (
     '"bundled": inside the package. "convert …": get that file from its authors and let `poster-zoo convert` turn it\n'
     "into verified safetensors. **Our organisation on the Hub has no weights yet**, so nothing comes from there today."
 )
-
-
-def count(name: str) -> tuple[int, float]:
-    """Return a model's parameters and its multiply-accumulates for one image."""
-    with torch.device("meta"):  # shapes are enough for counting
-        model = poster_zoo.create_model(name).eval()
-        image = torch.empty(1, 3, *ENTRIES[name].preprocessing.size)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image)
-    return sum(p.numel() for p in model.parameters()), counter.get_total_flops() / 2
 
 
 def answers(entry: Weights) -> str:
@@ -59,30 +44,35 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def models_table() -> str:
+def models_table(models: Sequence[ModelInfo]) -> str:
     """Return the table of all models, and what its words mean."""
-    rows = []
-    for name, entry in ENTRIES.items():
-        parameters, macs = count(name)
-        size = " × ".join(map(str, entry.preprocessing.size))
-        counted = [f"{parameters / 1e6:.2f} M", f"{macs / 1e9:.2f}"]
-        rows.append([f"`{name}`", size, answers(entry), *counted, source(entry)])
+    rows = [
+        [
+            f"`{model.name}`",
+            " × ".join(map(str, model.weights.preprocessing.size)),
+            answers(model.weights),
+            f"{model.parameters / 1e6:.2f} M",
+            f"{model.macs / 1e9:.2f}",
+            source(model.weights),
+        ]
+        for model in models
+    ]
     return f"{table(['model', 'input', 'answers', 'parameters', 'GMACs', 'weights'], rows)}\n\n{LEGEND}"
 
 
-def metrics_table() -> str:
+def metrics_table(models: Sequence[ModelInfo]) -> str:
     """Return the table of every number that the entries know."""
     rows = [
         [
-            f"`{name}`",
+            f"`{model.name}`",
             metric.dataset,
             metric.name,
             number(metric.published, "–"),
             number(metric.measured, "not measured"),
             f"`{metric.command}`" if metric.command else "–",
         ]
-        for name, entry in ENTRIES.items()
-        for metric in entry.metrics
+        for model in models
+        for metric in model.weights.metrics
     ]
     return table(["model", "data", "quantity", "published", "measured", "command"], rows)
 
@@ -100,7 +90,8 @@ def fill(text: str, tables: dict[str, str]) -> str:
 
 def main(check: bool) -> int:
     """Write the tables, or with `check` only compare; return the exit status."""
-    tables = {"models": models_table(), "metrics": metrics_table()}
+    models = [model_info(name) for name in list_models()]
+    tables = {"models": models_table(models), "metrics": metrics_table(models)}
     stale = []
     for path in (ROOT / "README.md", ROOT / "docs" / "pages" / "models.md"):
         text = path.read_text(encoding="utf-8")

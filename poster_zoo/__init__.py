@@ -5,6 +5,7 @@
 """
 
 from poster_zoo._version import __version__
+from poster_zoo.data.transforms import create_transform
 from poster_zoo.errors import PosterZooError
 from poster_zoo.models._registry import ModelInfo, create_model, list_models, model_info
 from poster_zoo.models.ir50 import ir50
@@ -29,6 +30,7 @@ from poster_zoo.models.poster_v2 import (
     poster_v2_caers,
     poster_v2_rafdb,
 )
+from poster_zoo.predict import Prediction, Predictor
 from poster_zoo.weights.save import from_pretrained, save_pretrained
 
 __all__ = [

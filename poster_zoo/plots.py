@@ -76,10 +76,10 @@ def check_output(out: str | Path) -> Path:
         MissingExtraError: matplotlib is not installed.
     """
     path = Path(out)
-    if path.suffix.lower() not in FORMATS:
-        raise OutputError(f"A picture cannot be written as {str(path)!r}; end its name in {', '.join(FORMATS)}.")
     if path.is_dir():
         raise OutputError(f"A picture cannot be written to {str(path)!r}, which is a folder; add a file name.")
+    if path.suffix.lower() not in FORMATS:
+        raise OutputError(f"A picture cannot be written as {str(path)!r}; end its name in {', '.join(FORMATS)}.")
     if not path.parent.is_dir():
         raise OutputError(f"The picture {str(path)!r} has no folder to go to; make {str(path.parent)!r} first.")
     if not os.access(path.parent, os.W_OK):

@@ -108,7 +108,7 @@ class Predictor:
         self.labels = _read_labels(model, labels)
         self.transform: Callable[[Image.Image], Tensor] = create_transform(model)
         self.model = model.eval().to(device=device, dtype=dtype)
-        parameter = next(model.parameters(), torch.empty(0))
+        parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
         self.device, self.dtype = parameter.device, parameter.dtype
         self.batch_size = batch_size
         self.progress = progress
@@ -171,15 +171,17 @@ class Predictor:
             ImageError: The image cannot be read.
             OptionError: The model finds no landmarks.
         """
-        if not hasattr(self.model, "forward_landmarks"):
+        find: Callable[[Tensor], Tensor] | None = getattr(self.model, "forward_landmarks", None)
+        if find is None:
             raise OptionError(
                 f"{type(self.model).__name__} finds no landmarks; take a model with a landmark stream, "
                 f"such as poster_tiny, or mobilefacenet."
             )
         upright = read_image(image)
         with torch.inference_mode():
-            points = self.model.forward_landmarks(self.transform(upright)[None].to(self.device, self.dtype))
-        return points.float().reshape(-1, 2).cpu().numpy() * np.array(upright.size, np.float32)
+            points = find(self.transform(upright)[None].to(self.device, self.dtype))
+            in_pixels = points.float().reshape(-1, 2).cpu() * torch.tensor(upright.size)
+        return in_pixels.numpy()
 
     def _check_classes(self) -> None:
         if not self.labels:
@@ -250,7 +252,7 @@ class Predictor:
     def _probabilities(self, images: Tensor) -> Tensor:
         """Return (B, classes) in float32 on the CPU."""
         with torch.inference_mode():
-            logits = self.model(images.to(self.device, self.dtype))
+            logits: Tensor = self.model(images.to(self.device, self.dtype))
         if logits.shape != (len(images), len(self.labels)):
             raise LabelError(
                 f"The model answered {len(images)} images with the shape {tuple(logits.shape)}, but there are "
@@ -293,15 +295,22 @@ def _is_many(inputs: Any) -> bool:
     )
 
 
-def _images(inputs: Any) -> Iterator[Any]:
-    """Yield the images one by one; in place of a folder those in it, or itself if there are none."""
+def _images(inputs: Any) -> Iterator[ImageSource]:
+    """Yield the images one by one; in place of a folder those in it, or itself where that gives none."""
     if not _is_many(inputs) or isinstance(inputs, (str, os.PathLike)):
         inputs = [inputs]
     for image in inputs:
         if isinstance(image, (str, os.PathLike)) and os.path.isdir(image):
-            yield from list_images(image) or [image]
+            yield from _in_folder(image)
         else:
             yield image
+
+
+def _in_folder(folder: str | os.PathLike[str]) -> Sequence[ImageSource]:
+    try:
+        return list_images(folder) or [folder]
+    except ImageError:  # as reading the folder itself will say, in its place among the answers
+        return [folder]
 
 
 def _batched(readings: Iterator[_Reading], size: int) -> Iterator[list[_Reading]]:

@@ -1,15 +1,18 @@
 """Train poster_tiny, from nothing to a measured weights file, on two CPU cores or on one GPU.
 
-Three commands, in this order; DATA is the folder that holds `ferplus/` and `faces/`, OUT and CACHE any folders:
+Four commands, in this order (the first two may run side by side); DATA is the folder that holds `ferplus/` and
+`faces/`, OUT and CACHE any folders:
 
     python scripts/train_poster_tiny.py landmarks  --data DATA --cache CACHE --out OUT
+    python scripts/train_poster_tiny.py image      --data DATA --cache CACHE --out OUT
     python scripts/train_poster_tiny.py expression --data DATA --cache CACHE --out OUT
     python scripts/train_poster_tiny.py test       --data DATA --cache CACHE --out OUT
 
-`landmarks` fits the landmark stream to 68 points a face. `expression` freezes it and trains the rest on vote
-distributions (FERPlus) and labels (faces), chooses the epoch on validation faces and writes
-OUT/poster_tiny.safetensors in half precision. `test` opens the test splits, which nothing before it reads, and
-writes OUT/report.json. An interrupted `expression` goes on where it stopped when it is started again.
+`landmarks` fits the landmark stream to 68 points a face. `image` teaches the image stream expressions under a plain
+linear head and at half the side, for a quarter of the cost. `expression` takes both, freezes the landmark stream and
+trains the whole model at full size on vote distributions (FERPlus) and labels (faces), chooses the epoch on validation
+faces and writes OUT/poster_tiny.safetensors in half precision. `test` opens the test splits, which nothing before it
+reads, and writes OUT/report.json. An interrupted `image` or `expression` goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -20,11 +23,9 @@ import gzip
 import io
 import json
 import math
-import os
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,14 +72,16 @@ class Recipe:
 
     epochs: int
     lr: float
-    batch_size: int = 128
+    faces_an_epoch: int = 16_384  # drawn with replacement
+    small_epochs: int = 0  # of these, how many at half the side, before those at full size
+    batch_size: int = 64
     weight_decay: float = 0.05
     warmup: float = 0.08  # part of all steps
     clip: float = 2.0  # largest norm of the gradient
     ema: float = 0.9985
-    mixup: float = 0.2  # parameter of the Beta distribution; landmarks are never mixed
+    mixup: float = 0.0  # parameter of the Beta distribution, 0 for none
     drop_rate: float = 0.1
-    drop_path_rate: float = 0.1
+    drop_path_rate: float = 0.0
     seed: int = 0
 
 
@@ -229,9 +232,9 @@ def move_points(points: Tensor, affine: Tensor, flip: Tensor) -> Tensor:
     return torch.where(flip[:, None, None], moved[:, MIRROR], moved)
 
 
-def warp(images: Tensor, affine: Tensor) -> Tensor:
-    """Cut the windows `affine` out of (N, C, H, W) and return them as (N, 3, 112, 112)."""
-    grid = F.affine_grid(affine, [len(images), images.shape[1], SIZE, SIZE], align_corners=False)
+def warp(images: Tensor, affine: Tensor, side: int) -> Tensor:
+    """Cut the windows `affine` out of (N, C, H, W) and return them as (N, 3, side, side)."""
+    grid = F.affine_grid(affine, [len(images), images.shape[1], side, side], align_corners=False)
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False).expand(-1, 3, -1, -1)
 
 
@@ -249,7 +252,7 @@ def through_jpeg(pixels: Tensor) -> Tensor:
 
 
 def photometric(pixels: Tensor) -> Tensor:
-    """Change light, colour and noise of (N, 3, 112, 112) in 0…1, each image by itself."""
+    """Change light, colour and noise of (N, 3, H, W) in 0…1, each image by itself."""
     n = len(pixels)
     grey = pixels.mean(1, keepdim=True)
     pixels = torch.where((torch.rand(n) < 0.3).view(n, 1, 1, 1), grey, pixels)
@@ -257,59 +260,105 @@ def photometric(pixels: Tensor) -> Tensor:
     mean = grey.mean((2, 3), keepdim=True)
     pixels = (pixels - mean) * uniform(0.6, 1.4, n, 1, 1, 1) + mean + uniform(-0.15, 0.15, n, 1, 1, 1)
     pixels = pixels.clamp(1e-3, 1) ** uniform(0.75, 1.35, n, 1, 1, 1)
-    noise = torch.randn(n, 1, SIZE, SIZE) * uniform(-0.04, 0.04, n, 1, 1, 1).relu()
+    noise = torch.randn_like(grey) * uniform(-0.04, 0.04, n, 1, 1, 1).relu()
     return (pixels + noise).clamp(0, 1)
 
 
 def erase(pixels: Tensor) -> Tensor:
     """Cover a rectangle in a third of the images with one shade."""
-    n, steps = len(pixels), torch.arange(SIZE) / SIZE
+    n, side = len(pixels), pixels.shape[-1]
+    steps = torch.arange(side) / side
     centre, half = uniform(0, 1, n, 2), uniform(0.05, 0.2, n, 2) * (torch.rand(n, 1) < 0.33)
-    inside = (steps - centre[..., None]).abs() < half[..., None]  # (n, 2, 112)
+    inside = (steps - centre[..., None]).abs() < half[..., None]  # (n, 2, side)
     hole = (inside[:, 1, :, None] & inside[:, 0, None, :])[:, None]
     return torch.where(hole, torch.rand(n, 1, 1, 1), pixels)
 
 
-def augment(name: str, images: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn (N, H, W, C) uint8 of the collection `name` into (N, 3, 112, 112) in 0…1, and move their points along."""
+def augment(name: str, images: Tensor, points: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Turn (N, H, W, C) uint8 of the collection `name` into (N, 3, side, side) in 0…1, and move the points along."""
     n = len(images)
     pixels = images.permute(0, 3, 1, 2).float() / 255
     flip = torch.rand(n) < 0.5
     affine = random_affine(n, (0.78, 1.12) if name == "ferplus" else (0.85, 1.35), flip)
     if name == "ferplus":
-        pixels = warp(pixels, affine)
+        pixels = warp(pixels, affine, side)
     else:
-        half, part = n // 2, n // 8
-        pixels = torch.cat([warp(coarsen(pixels[:half]), affine[:half]), warp(pixels[half:], affine[half:])])
+        half, part = (n + 1) // 2, n // 8
+        coarse, sharp = coarsen(pixels[:half]), pixels[half:]
+        pixels = torch.cat([warp(coarse, affine[:half], side), warp(sharp, affine[half:], side)])
         if part:
             pixels = torch.cat([pixels[: n - part], through_jpeg(pixels[n - part :])])
     return erase(photometric(pixels)), move_points(points, affine, flip)
 
 
-def batches(data: dict[str, Collection], weights: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield as many faces as there are, drawn by `weights`: model input, targets, points.
+def batches(
+    data: dict[str, Collection], weights: Tensor, recipe: Recipe, side: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield an epoch of faces, drawn by `weights`: model input, targets, points.
 
     Args:
         data: The collections.
         weights: A face's weight, the collections one after the other.
-        batch_size: Faces a batch; an incomplete batch is left out.
+        recipe: Says how many.
+        side: Height and width of the input.
     """
-    order = torch.multinomial(weights, len(weights), replacement=True)
-    for begin in range(0, len(order) - batch_size + 1, batch_size):
-        chosen = order[begin : begin + batch_size]
+    for _ in range(recipe.faces_an_epoch // recipe.batch_size):
+        chosen = torch.multinomial(weights, recipe.batch_size, replacement=True)
         first, parts = 0, []
         for name, faces in data.items():
             rows = chosen[(chosen >= first) & (chosen < first + len(faces.labels))].numpy() - first
             first += len(faces.labels)
             images, points, targets = (torch.from_numpy(a[rows]) for a in (faces.images, faces.points, faces.targets))
             if len(rows):
-                parts.append((*augment(name, images, points), targets))
+                parts.append((*augment(name, images, points, side), targets))
         pixels, points, targets = (torch.cat(part) for part in zip(*parts, strict=True))
         yield normalise(pixels).contiguous(memory_format=torch.channels_last), targets, points
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # Training.
+
+RECIPES = {
+    "landmarks": Recipe(epochs=4, small_epochs=3, lr=3e-3),
+    "image": Recipe(epochs=10, small_epochs=10, lr=2e-3),
+    "expression": Recipe(epochs=4, lr=1e-3),
+}
+HALF = SIZE // 2
+
+
+def side_in(epoch: int, recipe: Recipe) -> int:
+    """Return the side of the images in the `epoch`, the first being 1."""
+    return HALF if epoch <= recipe.small_epochs else SIZE
+
+
+class ImageStream(nn.Module):
+    """The image stream under a head of its own: mean over positions, linear. Takes any size."""
+
+    def __init__(self, stream: nn.Module, width: int) -> None:
+        """Take `stream`, whose last map has `width` channels."""
+        super().__init__()
+        self.stream = stream
+        self.head = nn.Linear(width, len(FERPLUS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (B, 8)."""
+        return self.head(self.stream(x).mean((2, 3)))
+
+
+class LandmarkStream(nn.Module):
+    """The landmark stream, for any size: its last map is stretched to the 7 × 7 positions that its head expects."""
+
+    def __init__(self, stream: nn.Module) -> None:
+        """Take `stream`."""
+        super().__init__()
+        self.stream = stream
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the points (B, 136) in 0…1."""
+        last = self.stream.forward_maps(x)[-1]
+        return self.stream.forward_head(
+            F.interpolate(last, size=(7, 7), mode="bilinear") if last.shape[-1] != 7 else last
+        )
 
 
 def learning_rate(step: int, steps: int, recipe: Recipe) -> float:
@@ -338,11 +387,6 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor, lr: float, clip: floa
     torch.autograd.backward(loss)
     nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip)
     optimizer.step()
-
-
-def precision(device: torch.device, bf16: bool) -> AbstractContextManager[Any]:
-    """Compute in bfloat16 where it is asked for; weights and gradients stay float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
 class Log:
@@ -374,71 +418,85 @@ def save_tensors(model: nn.Module, file: Path, dtype: torch.dtype) -> None:
 
 
 def train_landmarks(
-    data: dict[str, Collection],
-    valid: dict[str, Collection],
-    out: Path,
-    recipe: Recipe,
-    device: torch.device,
-    bf16: bool,
+    data: dict[str, Collection], valid: dict[str, Collection], out: Path, recipe: Recipe, device: torch.device
 ) -> None:
     """Fit poster_tiny's landmark stream to the points and write OUT/landmarks.safetensors."""
-    torch.manual_seed(recipe.seed)
-    net = (
-        timm.create_model("poster_tiny")
-        .get_submodule("landmark_stream")
-        .to(device)
-        .to(memory_format=torch.channels_last)
-    )
-    net.requires_grad_(True)
-    ema = ModelEmaV3(net, decay=recipe.ema, use_warmup=True)
+    stream = timm.create_model("poster_tiny").get_submodule("landmark_stream").requires_grad_(True)
+    net = LandmarkStream(stream).to(device).to(memory_format=torch.channels_last)
+    ema = ModelEmaV3(stream, decay=recipe.ema, use_warmup=True)
     optimizer = make_optimizer(net, recipe)
     data = {name: faces[faces.seen] for name, faces in data.items()}
     weights = torch.ones(sum(len(faces.seen) for faces in data.values()))
-    steps = recipe.epochs * (len(weights) // recipe.batch_size)
+    steps = recipe.epochs * (recipe.faces_an_epoch // recipe.batch_size)
     log, step, start = Log(out / "landmarks.csv", resumed=False), 0, time.monotonic()
 
     for epoch in range(1, recipe.epochs + 1):
         net.train()
         total = 0.0
-        for images, _, points in batches(data, weights, recipe.batch_size):
-            with precision(device, bf16):
-                found = net(images.to(device))
+        for images, _, points in batches(data, weights, recipe, side_in(epoch, recipe)):
+            found = net(images.to(device))
             # In pixels of the input: below one pixel, where the teacher itself errs, large errors come first.
-            loss = F.smooth_l1_loss(found.float() * SIZE, points.flatten(1).to(device) * SIZE, beta=1.0)
+            loss = F.smooth_l1_loss(found * SIZE, points.flatten(1).to(device) * SIZE, beta=1.0)
             update(optimizer, loss, learning_rate(step, steps, recipe), recipe.clip)
             step += 1
-            ema.update(net, step=step)
+            ema.update(stream, step=step)
             total += loss.item()
-        errors = {f"{name}_nme": landmark_error(ema.module, faces, device) for name, faces in valid.items()}
+            if step % 50 == 0:
+                click.echo(f"  step {step} of {steps}, loss {loss.item():.3f}, {time.monotonic() - start:.0f} s")
+        net_now = LandmarkStream(ema.module)
+        errors = {
+            f"{name}_nme": landmark_error(net_now, faces, device, side_in(epoch, recipe))
+            for name, faces in valid.items()
+        }
         log(epoch=epoch, train_loss=total * recipe.epochs / steps, **errors, seconds=time.monotonic() - start)
         save_tensors(ema.module, out / "landmarks.safetensors", torch.float32)
 
 
+def train_image(
+    data: dict[str, Collection], valid: dict[str, Collection], out: Path, recipe: Recipe, device: torch.device
+) -> None:
+    """Train the image stream alone and write OUT/image.safetensors."""
+    whole = timm.create_model("poster_tiny")
+    model = ImageStream(whole.get_submodule("image_stream"), whole.feature_info[-1]["num_chs"])
+    train_classifier("image", model, data, valid, out, recipe, device, torch.float32)
+
+
 def train_expression(
+    data: dict[str, Collection], valid: dict[str, Collection], out: Path, recipe: Recipe, device: torch.device
+) -> None:
+    """Train all but the landmark stream and write OUT/poster_tiny.safetensors."""
+    model = timm.create_model("poster_tiny", drop_rate=recipe.drop_rate, drop_path_rate=recipe.drop_path_rate)
+    model.get_submodule("landmark_stream").load_state_dict(load_file(out / "landmarks.safetensors"))
+    trained = load_file(out / "image.safetensors")
+    stream = {name.removeprefix("stream."): t for name, t in trained.items() if name.startswith("stream.")}
+    model.get_submodule("image_stream").load_state_dict(stream)
+    train_classifier("poster_tiny", model, data, valid, out, recipe, device, torch.half)
+
+
+def train_classifier(
+    name: str,
+    model: nn.Module,
     data: dict[str, Collection],
     valid: dict[str, Collection],
     out: Path,
     recipe: Recipe,
     device: torch.device,
-    bf16: bool,
+    dtype: torch.dtype,
 ) -> None:
-    """Train all but the landmark stream and write OUT/poster_tiny.safetensors, the best epoch's moving average."""
-    torch.manual_seed(recipe.seed)
-    model = timm.create_model("poster_tiny", drop_rate=recipe.drop_rate, drop_path_rate=recipe.drop_path_rate)
-    model.get_submodule("landmark_stream").load_state_dict(load_file(out / "landmarks.safetensors"))
+    """Train `model` on the expressions and write the best epoch's moving average to OUT/name.safetensors."""
     model.to(device).to(memory_format=torch.channels_last)
     ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True)
     optimizer = make_optimizer(model, recipe)
 
-    data = {name: faces[faces.labels >= 0] for name, faces in data.items()}
-    valid = {name: faces[faces.labels >= 0] for name, faces in valid.items()}
-    pixels = {name: product_pixels(faces.images) for name, faces in valid.items()}
+    data = {key: faces[faces.labels >= 0] for key, faces in data.items()}
+    valid = {key: faces[faces.labels >= 0] for key, faces in valid.items()}
+    pixels = {key: product_pixels(faces.images) for key, faces in valid.items()}
     labels = torch.from_numpy(np.concatenate([faces.labels for faces in data.values()]))
     weights = labels.bincount(minlength=len(FERPLUS)).float().rsqrt()[labels]  # ∝ 1/√frequency
-    steps_an_epoch = len(labels) // recipe.batch_size
+    steps_an_epoch = recipe.faces_an_epoch // recipe.batch_size
     steps = recipe.epochs * steps_an_epoch
 
-    last, first_epoch, best = out / "last.pt", 1, 0.0
+    last, first_epoch, best = out / f"{name}.last.pt", 1, 0.0
     if last.exists():
         state = torch.load(last, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
@@ -446,33 +504,32 @@ def train_expression(
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"].cpu())
         first_epoch, best = state["epoch"] + 1, state["best"]
-    log, start = Log(out / "expression.csv", resumed=last.exists()), time.monotonic()
+    log, start = Log(out / f"{name}.csv", resumed=last.exists()), time.monotonic()
 
     for epoch in range(first_epoch, recipe.epochs + 1):
         model.train()
-        total = 0.0
-        for step, (images, targets, _) in enumerate(
-            batches(data, weights, recipe.batch_size), start=(epoch - 1) * steps_an_epoch
-        ):
+        total, side = 0.0, side_in(epoch, recipe)
+        first_step = (epoch - 1) * steps_an_epoch
+        for step, (images, targets, _) in enumerate(batches(data, weights, recipe, side), first_step):
             images, targets = mix(images.to(device), targets.to(device), recipe.mixup)
-            with precision(device, bf16):
-                logits = model(images)
-            loss = F.cross_entropy(logits.float(), targets)
+            loss = F.cross_entropy(model(images), targets)
             update(optimizer, loss, learning_rate(step, steps, recipe), recipe.clip)
             ema.update(model, step=step + 1)
             total += loss.item()
+            if step % 50 == 0:
+                click.echo(f"  step {step} of {steps}, loss {loss.item():.3f}, {time.monotonic() - start:.0f} s")
 
         row: dict[str, float] = {"epoch": epoch, "train_loss": total / steps_an_epoch}
-        for name, faces in valid.items():
-            scores = score(confusion(ema.module, pixels[name], faces.labels, device, bf16))
-            row |= {f"{name}_accuracy": scores["accuracy"], f"{name}_mean_class": scores["mean_class_accuracy"]}
+        for key, faces in valid.items():
+            scores = score(confusion(ema.module, pixels[key], faces.labels, device, side))
+            row |= {f"{key}_accuracy": scores["accuracy"], f"{key}_mean_class": scores["mean_class_accuracy"]}
         log(**row, seconds=time.monotonic() - start)
         # Rare classes count: a third of the choice is FERPlus's mean class accuracy. The faces' rare ones are too few.
         chosen_by = (row["ferplus_accuracy"] + row["ferplus_mean_class"] + row["faces_accuracy"]) / 3
         if chosen_by > best:
             best = chosen_by
-            save_tensors(ema.module, out / "poster_tiny.safetensors", torch.half)
-            torch.save(ema.module.state_dict(), out / "best.pt")
+            save_tensors(ema.module, out / f"{name}.safetensors", dtype)
+            torch.save(ema.module.state_dict(), out / f"{name}.best.pt")
         state = {
             "model": model.state_dict(),
             "ema": ema.module.state_dict(),
@@ -480,10 +537,9 @@ def train_expression(
             "rng": torch.get_rng_state(),
             "epoch": epoch,
             "best": best,
-            "recipe": dataclasses.asdict(recipe),
         }
         torch.save(state, last.with_suffix(".part"))
-        os.replace(last.with_suffix(".part"), last)
+        last.with_suffix(".part").replace(last)
 
 
 def mix(images: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
@@ -505,13 +561,19 @@ def in_parts(images: Tensor, size: int = 256) -> Iterator[Tensor]:
         yield images[begin : begin + size]
 
 
+def model_input(pixels: Tensor, side: int) -> Tensor:
+    """Turn (N, 3, 112, 112) uint8 into the input of a model trained at `side`."""
+    whole = normalise(pixels.float() / 255)
+    return (whole if side == SIZE else F.avg_pool2d(whole, SIZE // side)).contiguous(memory_format=torch.channels_last)
+
+
 @torch.inference_mode()
-def landmark_error(net: nn.Module, faces: Collection, device: torch.device) -> float:
+def landmark_error(net: nn.Module, faces: Collection, device: torch.device, side: int = SIZE) -> float:
     """Return the mean distance of found to given points, in distances of the outer corners of the eyes."""
     faces = faces[faces.seen]
     net.eval()
-    inputs = in_parts(product_pixels(faces.images))
-    found = torch.cat([net(normalise(part.to(device) / 255)).float().cpu() for part in inputs]).view(-1, 68, 2)
+    parts = in_parts(product_pixels(faces.images))
+    found = torch.cat([net(model_input(part.to(device), side)).cpu() for part in parts]).view(-1, 68, 2)
     given = torch.from_numpy(faces.points)
     unit = (given[:, LEFT_EYE] - given[:, RIGHT_EYE]).norm(dim=-1)
     # A face turned fully aside has both corners in one place; its ratio would drown all others.
@@ -519,16 +581,14 @@ def landmark_error(net: nn.Module, faces: Collection, device: torch.device) -> f
 
 
 @torch.inference_mode()
-def confusion(model: nn.Module, pixels: Tensor, labels: np.ndarray, device: torch.device, bf16: bool) -> np.ndarray:
+def confusion(
+    model: nn.Module, pixels: Tensor, labels: np.ndarray, device: torch.device, side: int = SIZE
+) -> np.ndarray:
     """Return the (8, 8) counts: row is the true class, column the answer. One view of each image."""
     model.eval()
-    answers = []
-    for part in in_parts(pixels):
-        with precision(device, bf16):
-            inputs = normalise(part.to(device) / 255).contiguous(memory_format=torch.channels_last)
-            answers.append(model(inputs).argmax(1).cpu())
+    answers = torch.cat([model(model_input(part.to(device), side)).argmax(1).cpu() for part in in_parts(pixels)])
     table = np.zeros((len(FERPLUS), len(FERPLUS)), dtype=np.int64)
-    np.add.at(table, (labels, torch.cat(answers).numpy()), 1)
+    np.add.at(table, (labels, answers.numpy()), 1)
     return table
 
 
@@ -555,7 +615,10 @@ def score(table: np.ndarray) -> dict[str, Any]:
 def test_files(data: dict[str, Collection], out: Path, device: torch.device) -> dict[str, Any]:
     """Measure the file as written, and the float32 numbers it was written from, on the test splits."""
     file = out / "poster_tiny.safetensors"
-    states = {"file": load_file(file), "float32": torch.load(out / "best.pt", map_location="cpu", weights_only=True)}
+    states = {
+        "file": load_file(file),
+        "float32": torch.load(out / "poster_tiny.best.pt", map_location="cpu", weights_only=True),
+    }
     report: dict[str, Any] = {"labels": list(FERPLUS), "bytes": file.stat().st_size}
     for name, faces in data.items():
         rated = faces[faces.labels >= 0]
@@ -564,7 +627,7 @@ def test_files(data: dict[str, Collection], out: Path, device: torch.device) -> 
             model = timm.create_model("poster_tiny")
             model.load_state_dict({key: t.float() if t.is_floating_point() else t for key, t in state.items()})
             model.to(device)
-            scores = score(confusion(model, pixels, rated.labels, device, bf16=False))
+            scores = score(confusion(model, pixels, rated.labels, device))
             report.setdefault(name, {})[form] = scores
         report[name]["landmark_error"] = landmark_error(model.get_submodule("landmark_stream"), faces, device)
     return report
@@ -575,7 +638,7 @@ def test_files(data: dict[str, Collection], out: Path, device: torch.device) -> 
 
 
 @click.command()
-@click.argument("stage", type=click.Choice(["landmarks", "expression", "test"]))
+@click.argument("stage", type=click.Choice([*RECIPES, "test"]))
 @click.option(
     "--data",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
@@ -584,28 +647,13 @@ def test_files(data: dict[str, Collection], out: Path, device: torch.device) -> 
 )
 @click.option("--cache", type=click.Path(path_type=Path), required=True, help="Folder for the decoded images.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for weights, logs and the report.")
-@click.option("--epochs", type=int, help="Default: 12 for landmarks, 30 for expression.")
-@click.option("--lr", type=float, help="Largest learning rate; default: 0.003 for landmarks, 0.002 for expression.")
-@click.option("--batch-size", default=128, show_default=True)
-@click.option("--seed", default=0, show_default=True)
+@click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change a number of the recipe: lr=0.001.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--threads", default=2, show_default=True, help="CPU threads.")
-@click.option("--bf16/--no-bf16", default=True, show_default=True, help="Train in bfloat16.")
-def main(
-    stage: str,
-    data: Path,
-    cache: Path,
-    out: Path,
-    epochs: int | None,
-    lr: float | None,
-    batch_size: int,
-    seed: int,
-    device: str,
-    threads: int,
-    bf16: bool,
-) -> None:
-    """Train poster_tiny's landmark stream, then the rest, then measure it. The file's first lines say more."""
+def main(stage: str, data: Path, cache: Path, out: Path, changes: tuple[str, ...], device: str, threads: int) -> None:
+    """Train poster_tiny's parts, then the whole, then measure it. The file's first lines say more."""
     torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
     out.mkdir(parents=True, exist_ok=True)
     target = torch.device(device)
     if stage == "test":
@@ -613,13 +661,21 @@ def main(
         (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
         click.echo(json.dumps(report, indent=2))
         return
-    default_epochs, default_lr, train = {
-        "landmarks": (12, 3e-3, train_landmarks),
-        "expression": (30, 2e-3, train_expression),
-    }[stage]
-    recipe = Recipe(epochs or default_epochs, lr or default_lr, batch_size, seed=seed)
+    recipe = changed(RECIPES[stage], changes)
     click.echo(f"poster_zoo {poster_zoo.__version__}, torch {torch.__version__}, {recipe}")
-    train(load(data, cache, "train"), load(data, cache, "valid"), out, recipe, target, bf16)
+    torch.manual_seed(recipe.seed)
+    train = {"landmarks": train_landmarks, "image": train_image, "expression": train_expression}[stage]
+    train(load(data, cache, "train"), load(data, cache, "valid"), out, recipe, target)
+
+
+def changed(recipe: Recipe, changes: tuple[str, ...]) -> Recipe:
+    """Return `recipe` with the fields that `changes` ("name=value") names replaced."""
+    known = dataclasses.asdict(recipe)
+    for name, _, value in (change.partition("=") for change in changes):
+        if name not in known:
+            raise click.BadParameter(f"{name!r} is not in the recipe; its fields are {', '.join(known)}.")
+        known[name] = type(known[name])(value)
+    return Recipe(**known)
 
 
 if __name__ == "__main__":

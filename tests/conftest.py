@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+# Read by huggingface_hub as it is imported: no test asks the real Hub. Those that ask a server of their own on this
+# machine do so in processes of their own.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

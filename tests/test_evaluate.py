@@ -22,7 +22,8 @@ def answers(request: pytest.FixtureRequest) -> tuple[list[str], list[str], tuple
     true = random.choice(labels[:-1], 400).tolist()
     guesses = random.choice(labels[1:], 400).tolist()
     right = random.random(400) < 0.6
-    predicted = [name if kept and name != labels[0] else guess for name, kept, guess in zip(true, right, guesses, strict=True)]
+    kept = [ok and name != labels[0] for name, ok in zip(true, right, strict=True)]
+    predicted = [name if keep else guess for name, keep, guess in zip(true, kept, guesses, strict=True)]
     return true, predicted, labels
 
 
@@ -61,7 +62,7 @@ def test_the_confusion_matrix_agrees_with_scikit_learn(answers: tuple[list[str],
     expected = metrics.confusion_matrix(true, predicted, labels=list(labels))
     assert np.array_equal(evaluation.confusion_matrix, expected)
     rates = metrics.confusion_matrix(true, predicted, labels=list(labels), normalize="true")
-    assert np.allclose(evaluation.confusion_rates[:-1], rates[:-1])
+    assert np.allclose(np.array(evaluation.confusion_rates[:-1], dtype=float), rates[:-1])
     assert evaluation.confusion_rates[-1] == (None,) * len(labels)
 
 

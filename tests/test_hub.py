@@ -6,6 +6,7 @@ knows neither torch nor the models, so the process leaves them out and takes a f
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -13,8 +14,10 @@ import pty
 import re
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ from packaging.version import Version
 
 import poster_zoo.weights.find
 
-CLIENT = Version(huggingface_hub.__version__)
+CLIENT = huggingface_hub.__version__
 WEIGHTS = bytes(range(256)) * 400
 OTHERS = WEIGHTS[::-1]
 SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
@@ -74,17 +77,22 @@ except PosterZooError as error:
     said = {"error": type(error).__name__, "message": str(error), "cause": type(error.__cause__).__name__}
 
 said["cached"], said["broken"] = [], []
-for path in sorted(pathlib.Path(job["cache"]).rglob("*")):
-    if path.is_file() and path.parent.name == "blobs" and len(path.name) in (40, 64):
+files = [pathlib.Path(folder, name) for folder, _, names in os.walk(job["cache"]) for name in names]
+for path in filter(os.path.isfile, files):
+    if path.parent.name == "blobs" and len(path.name) in (40, 64):
         content = path.read_bytes()
         blob = hashlib.sha1(b"blob %d\\0" % len(content) + content)
         name = (hashlib.sha256(content) if len(path.name) == 64 else blob).hexdigest()
         said["broken"] += [] if name == path.name else [str(path)]
-    if path.is_file() and "snapshots" in path.parts:
+    if "snapshots" in path.parts:
         said["cached"].append(path.name)
 said["torch"] = "torch" in sys.modules
 print(json.dumps(said))
 """
+
+
+def client_before(version: str) -> bool:
+    return Version(CLIENT) < Version(version)
 
 
 @pytest.fixture
@@ -309,7 +317,7 @@ def test_a_revision_gives_its_own_files(hub: StandInHub, load: Load) -> None:
 
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
 def test_one_500_is_asked_again(hub: StandInHub, load: Load, method: str) -> None:
-    if method == "HEAD" and CLIENT < Version("1.3"):
+    if method == "HEAD" and client_before("1.3"):
         pytest.skip(f"huggingface_hub {CLIENT} asks only once for the headers of a file")
     hub.faults.append(Fault(status=500, method=method, path="model.safetensors"))
     assert load()["sha256"] == SHA256
@@ -355,7 +363,7 @@ def test_a_slow_hub_is_waited_for(hub: StandInHub, load: Load) -> None:
 
 
 def test_a_stalled_body_is_asked_for_again(hub: StandInHub, load: Load) -> None:
-    if CLIENT < Version("2"):
+    if client_before("2"):
         pytest.skip(f"huggingface_hub {CLIENT} does not ask again for a body that did not begin")
     hub.faults.append(Fault(delay=60, path="model.safetensors", method="GET"))
     assert load(environment={"HF_HUB_DOWNLOAD_TIMEOUT": "1"})["sha256"] == SHA256
@@ -373,7 +381,7 @@ def test_a_body_cut_in_the_middle_is_resumed(hub: StandInHub, load: Load) -> Non
     hub.add(OURS, {"config.json": CONFIG, "model.safetensors": large})
     hub.faults.append(Fault(cut=11 << 20, path="model.safetensors", method="GET"))
     said = load()
-    if CLIENT < Version("1") and "error" in said:  # it gives up at once, and resumes when asked again
+    if client_before("1") and "error" in said:  # it gives up at once, and resumes when asked again
         assert_way_out(said, hub.url)
         said = load()
     assert said["sha256"] == hashlib.sha256(large).hexdigest()
@@ -418,7 +426,7 @@ def test_a_hub_with_other_weights_than_recorded_is_refused(hub: StandInHub, load
 
 
 def test_wrong_bytes_are_refused_where_the_cache_has_no_links(hub: StandInHub, load: Load) -> None:
-    if CLIENT < Version("2"):
+    if client_before("2"):
         pytest.skip(f"huggingface_hub {CLIENT} cannot be told to do without links")
     hub.faults.append(Fault(body=OTHERS, path="model.safetensors", method="GET"))
     said = load(environment={"HF_HUB_DISABLE_SYMLINKS": "1"})
@@ -479,25 +487,39 @@ def test_a_file_that_outgrows_the_disk_is_one_sentence(hub: StandInHub, load: Lo
     assert said["cached"] == []
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_nothing_broken(hub: StandInHub, load: Load, tmp_path: Path) -> None:
+@pytest.fixture
+def load_on_disk(load: Load, tmp_path: Path) -> Load:
+    """Load weights into a cache on a disk of its own, made with the given mount options."""
     alone = ("unshare", "--user", "--map-root-user", "--mount")
-    if not shutil.which("unshare") or subprocess.run([*alone, "true"], capture_output=True).returncode:
-        pytest.skip("no small disk to fill: this machine lets nobody mount one of his own (unshare)")
-    hub.add(OURS, {"config.json": CONFIG, "model.safetensors": WEIGHTS * 20})
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = f'mount -t tmpfs -o size=512k none {shlex.quote(str(disk))} && exec "$@"'
-    said = load(wrapper=(*alone, "sh", "-c", mount, "sh"), cache_dir=str(disk / "hub"))
+    mount = f"mount -t tmpfs -o {{}} none {shlex.quote(str(disk))}"
+    attempt = [*alone, "sh", "-c", mount.format("size=4k")]
+    if not shutil.which("unshare") or subprocess.run(attempt, capture_output=True).returncode:
+        pytest.skip("no disk to spoil: this machine lets a user mount none of his own (unshare)")
+
+    def run(options: str, **job: Any) -> dict[str, Any]:
+        wrapper = (*alone, "sh", "-c", f'{mount.format(options)} && exec "$@"', "sh")
+        return load(wrapper=wrapper, cache_dir=str(disk / "hub"), **job)
+
+    return run
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_broken(hub: StandInHub, load_on_disk: Load) -> None:
+    hub.add(OURS, {"config.json": CONFIG, "model.safetensors": WEIGHTS * 20})
+    said = load_on_disk("size=512k")
     assert_one_sentence(said, "no room on the disk", "No space left on device", OURS, "cache_dir")
     assert said["cached"] == []
 
 
-def test_a_cache_that_may_not_be_written_is_one_sentence(load: Load, tmp_path: Path) -> None:
-    locked = tmp_path / "locked"
-    locked.mkdir(mode=0o500)
-    as_nobody = "from huggingface_hub import hf_hub_download\nif os.getuid() == 0: os.seteuid(65534)"
-    said = load(setup=as_nobody, cache_dir=str(locked / "hub"))
-    assert_one_sentence(said, "cannot be written", "Permission denied", str(locked))
+def test_a_cache_that_may_not_be_written_is_one_sentence(load_on_disk: Load) -> None:
+    assert_one_sentence(load_on_disk("ro"), "cannot be used", "Read-only file system", "cache_dir")
+
+
+def test_a_cache_that_is_no_folder_is_one_sentence(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    said = load(cache_dir=str(tmp_path / "file/hub"))
+    assert_one_sentence(said, "cannot be used", "Not a directory", str(tmp_path / "file"), "cache_dir")
 
 
 def test_two_processes_at_once_both_load(hub: StandInHub, tmp_path: Path) -> None:
@@ -545,6 +567,7 @@ def test_offline_without_a_cache_leads_to_the_authors_file(hub: StandInHub, load
 def test_a_download_draws_a_bar_on_a_terminal_and_none_elsewhere(hub: StandInHub, tmp_path: Path) -> None:
     command, environment = command_and_environment(hub.url, tmp_path)
     screen, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))  # a new one has no columns to draw in
     subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=terminal, timeout=300, check=True)
     os.close(terminal)
     drawn = os.read(screen, 1 << 20).decode()

@@ -61,7 +61,7 @@ def _in_one_sentence() -> Iterator[None]:
         raise click.ClickException(_told(error)) from error
     except BrokenPipeError:
         raise  # the reader has had enough, as `head` does; click ends quietly
-    except Exception as error:  # noqa: BLE001 - the last stop before the user, who should not see a traceback
+    except Exception as error:  # the last stop before the user, who should not see a traceback
         _let_go_of_stdout()
         raise click.ClickException(_told(error, _explain(error))) from error
 
@@ -82,8 +82,8 @@ def _explain(error: Exception) -> str:
         advice = "; make room and try again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         return f"{os.strerror(error.errno)}{place}{advice}."
     return (
-        f"This is a bug in poster-zoo, not your mistake ({type(error).__name__}: {error}). Please send the command, this "
-        f"line and what POSTER_ZOO_DEBUG=1 adds to it to {_issue_tracker()}."
+        f"This is a bug in poster-zoo, not your mistake ({type(error).__name__}: {error}). "
+        f"Please send the command, this line and what POSTER_ZOO_DEBUG=1 adds to it to {_issue_tracker()}."
     )
 
 

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 @click.argument("model")
 @json_option("Print one JSON object.")
 def command(model: str, as_json: bool) -> None:
-    """Tell all that is known about MODEL: its size, input, labels, origin, numbers, and which weights it would get."""
+    """Tell all that is known about MODEL.
+
+    Its size, input, labels in order, origin, licence and numbers, and which weights it would be given here, and why.
+    """
     import poster_zoo
 
     known = poster_zoo.model_info(model)

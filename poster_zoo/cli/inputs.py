@@ -60,5 +60,7 @@ def check_picture(plot: str | None, images: Iterable[str], suffix: str = "") -> 
     out = Path(plot)
     out = check_output(out.with_name(f"{out.stem}{suffix}{out.suffix}") if suffix else out)
     if os.path.realpath(out) in map(os.path.realpath, images):
-        raise WrongUse(f"The picture {str(out)!r} would overwrite an image that it is drawn from; give it another name.")
+        raise WrongUse(
+            f"The picture {str(out)!r} would overwrite an image that it is drawn from; give it another name."
+        )
     return out

@@ -21,15 +21,16 @@ from poster_zoo.cli.output import note, print_json, print_table
 @plot_option
 @json_option("Print one JSON object: source, model, landmarks as 68 pairs.")
 def command(image: str, model: str, device: str | None, plot: str | None, as_json: bool) -> None:
-    """Find the 68 points of the face in IMAGE: x and y in pixels of the upright image, in the order of 300-W.
+    """Find the 68 points of a face.
 
-    The image is taken as a crop around one face. poster_tiny answers with its own landmark stream; any model with such
-    a stream, and mobilefacenet, answers where its weights are on this machine.
+    Prints x and y in pixels of the upright image, in the order of 300-W. The image is taken as a crop around one face.
+    poster_tiny answers with its own landmark stream; any model with such a stream, and mobilefacenet, answers where
+    its weights are on this machine.
     """
     picture = check_picture(plot, [image])
 
-    from poster_zoo import Predictor
     from poster_zoo.data.images import read_image
+    from poster_zoo.predict import Predictor
 
     # The image first: reading it is quick and tells of a wrong name before a model is built.
     face = read_image(image)

@@ -12,29 +12,32 @@ from poster_zoo.cli.output import note, print_json, print_table
 if TYPE_CHECKING:
     from poster_zoo import ModelInfo
 
+_WILDCARDS = set("*?[")
+
 
 @click.command("list", epilog=examples("poster-zoo list", "poster-zoo list 'poster_v2*' --json"))
 @click.argument("pattern", metavar="[FILTER]", default="")
-@click.option("--pretrained", is_flag=True, help="Only models whose weights are on this machine.")
+@click.option("--pretrained", is_flag=True, help="Only models whose weights can be loaded.")
 @json_option("Print one JSON list.")
 @click.pass_context
 def command(ctx: click.Context, pattern: str, pretrained: bool, as_json: bool) -> None:
     """List the models.
 
-    FILTER is a name with wildcards, such as 'poster_v2*'; a name without wildcards matches what begins with it. The
-    exit status is 1 where no model matches.
+    FILTER is part of a name, or a whole name with wildcards, such as 'poster_v2*'. The exit status is 1 where no model
+    matches.
     """
     import poster_zoo
 
-    models = [poster_zoo.model_info(name) for name in poster_zoo.list_models(pattern, pretrained=pretrained)]
+    names = poster_zoo.list_models(pattern if _WILDCARDS & set(pattern) else f"*{pattern}*", pretrained=pretrained)
+    models = [poster_zoo.model_info(name) for name in names]
     if as_json:
         print_json([_facts(model) for model in models])
     elif models:
         header = ("model", "parameters", "input", "answers", "weights")
         print_table([header, *(_row(model) for model in models)], right=[1])
     if not models:
-        weights = " with weights on this machine" if pretrained else ""
-        note(f"No model{weights} matches {pattern!r}; `poster-zoo list` shows all." if pattern else f"No model{weights}.")
+        weights = " with weights" if pretrained else ""
+        note(f"There is no model{weights} whose name matches {pattern!r}; `poster-zoo list` shows all.")
         ctx.exit(1)
 
 

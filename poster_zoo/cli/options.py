@@ -17,7 +17,7 @@ model_option = click.option(
     default="poster_tiny",
     show_default=True,
     metavar="MODEL",
-    help="A name that `poster-zoo list` shows.",
+    help="A name of `poster-zoo list`, hf-hub:OWNER/NAME or local-dir:FOLDER.",
 )
 device_option = click.option(
     "--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps …  [default: a GPU where there is one]"

@@ -14,8 +14,8 @@ What is decided here, the same wherever an image comes in:
 - Only the formats in `FORMATS` are tried: PIL knows others that start programs or that nobody photographs in.
 
 PIL speaks of damaged files through `warnings` as well, which would print beside the one sentence of `ImageError`.
-Changing the filters and putting them back is not safe where threads decode, so the first image read silences PIL's
-`UserWarning`s and `DecompressionBombWarning` for the process.
+Changing the filters and putting them back is not safe where threads decode, so reading an image adds filters to the
+process that ignore PIL's `UserWarning` and `DecompressionBombWarning`; a program's own filters go before them.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ BACKGROUND = (255, 255, 255)
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF", "HEIF")
 """What PIL calls the formats that are read. AVIF needs Pillow 11.3; HEIF needs `pillow-heif`, registered."""
 
-_MODERN_PILLOW = importlib.util.find_spec("PIL.AvifImagePlugin") is not None
+_HAS_AVIF = importlib.util.find_spec("PIL.AvifImagePlugin") is not None
 
 # What PIL's decoders raise for damaged files, found by flipping bits in files of each format and in PIL's sources.
 _DAMAGE = (
@@ -125,9 +125,12 @@ def read_image(source: ImageSource, name: str | None = None) -> Image.Image:
             values = values.permute(1, 2, 0)
         return _from_array(values.numpy(), name, "3×H×W or 1×H×W", tuple(source.shape))
     if hasattr(source, "read"):
-        source = source.read()
+        with _damage_reported(name):
+            source = source.read()
+        if isinstance(source, str):
+            raise ImageError(f"{name} is a file opened as text; open it with mode 'rb'.")
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _decode(io.BytesIO(source), name)
+        return _decode(io.BytesIO(bytes(source)), name)
     raise ImageError(
         f"{name} is given as {type(source).__name__}, which is no image; "
         f"give a path, bytes, a PIL image, an array H×W×3 or a tensor 3×H×W."
@@ -150,9 +153,12 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
         raise ImageError(f"{_shown(folder)} is not a folder; give the folder that holds the images.") from None
     except (OSError, ValueError) as error:
         raise _cannot_open(folder, _shown(folder), error) from error
-    Image.init()
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "DIB", "MPO")}
-    folders, links, found, seen = [Path(folder)], list[Path](), list[Path](), set[str]()
+    # MPO is what PIL calls a JPEG file that holds several pictures.
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")}
+    folders = [Path(folder)]
+    links: list[Path] = []
+    found: list[Path] = []
+    seen: set[str] = set()
     while folders or links:  # real folders first, so that a file is listed under its real place
         here = folders.pop() if folders else links.pop()
         if (real := os.path.realpath(here)) in seen:
@@ -202,13 +208,12 @@ def _read_file(path: str | os.PathLike[str], name: str) -> Image.Image:
             raise ImageError(f"{name} is a folder, not an image; {hint}.")
         if not stat.S_ISREG(kind):  # a pipe or a device, whose end may never come
             raise ImageError(f"{name} is not a regular file; save the image to one and give its path.")
-        file = open(path, "rb")
+        with open(path, "rb") as file:
+            return _decode(file, name)
     except ImageError:
         raise
     except (OSError, ValueError) as error:
         raise _cannot_open(path, name, error) from error
-    with file:
-        return _decode(file, name)
 
 
 def _decode(file: IO[bytes], name: str) -> Image.Image:
@@ -220,7 +225,7 @@ def _decode(file: IO[bytes], name: str) -> Image.Image:
 
 def _known_formats() -> tuple[str, ...]:
     """Return those of `FORMATS` that this PIL can try; it raises for the name of a plugin that is not there."""
-    absent = {"HEIF"} - set(Image.OPEN) | (set() if _MODERN_PILLOW else {"AVIF"})
+    absent = {"HEIF"} - set(Image.OPEN) | (set() if _HAS_AVIF else {"AVIF"})
     return tuple(kind for kind in FORMATS if kind not in absent)
 
 
@@ -229,7 +234,7 @@ def _damage_reported(name: str) -> Iterator[None]:
     """Turn whatever PIL raises for an image into one sentence."""
     for category, module in _QUIET:
         if ("ignore", None, category, re.compile(module), 0) not in warnings.filters:
-            warnings.filterwarnings("ignore", category=category, module=module)
+            warnings.filterwarnings("ignore", category=category, module=module, append=True)
     try:
         yield
     except ImageError:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
-import timm.data
 from PIL import Image
+from timm.data.config import resolve_data_config
+from timm.data.transforms_factory import create_transform as timm_transform
 from torch import Tensor, nn
 from torchvision import transforms
 
@@ -56,7 +57,7 @@ def create_transform(
         OptionError: Nothing is known about the model's input, or it takes neither one channel nor three.
         UnknownArgumentError: A keyword that timm's `create_transform` does not take.
     """
-    known = [name for name in inspect.signature(timm.data.create_transform).parameters if name not in _NOT_TAKEN]
+    known = [name for name in inspect.signature(timm_transform).parameters if name not in _NOT_TAKEN]
     for name in overrides:
         if name not in known:
             raise UnknownArgumentError(f"create_transform takes no argument {name!r}.{nearest(name, known)}")
@@ -67,8 +68,10 @@ def create_transform(
         raise OptionError(f"A model with {channels} input channels was given; images are RGB (3) or grey (1).")
     if channels == 1:
         settings |= {key: (fmean(settings[key]),) for key in ("mean", "std")}
-    transform = timm.data.create_transform(is_training=is_training, **settings)
-    return transforms.Compose([transforms.Grayscale(), *transform.transforms]) if channels == 1 else transform
+    transform: transforms.Compose = timm_transform(is_training=is_training, **settings)
+    if channels == 1:
+        transform.transforms.insert(0, transforms.Grayscale())
+    return cast("Callable[[Image.Image], Tensor]", transform)
 
 
 def _input_of(model: nn.Module | Mapping[str, Any]) -> dict[str, Any]:
@@ -79,7 +82,7 @@ def _input_of(model: nn.Module | Mapping[str, Any]) -> dict[str, Any]:
             f"{type(model).__name__} says nothing about its input; give it a `pretrained_cfg` with input_size, mean, "
             f"std and interpolation, or pass such a dictionary."
         )
-    config: dict[str, Any] = timm.data.resolve_data_config(pretrained_cfg=dict(cfg))
+    config: dict[str, Any] = resolve_data_config(pretrained_cfg=dict(cfg))  # type: ignore[no-untyped-call]
     channels, *size = config["input_size"]
     size = getattr(model, "img_size", None) or size
     height, width = (size, size) if isinstance(size, int) else size

@@ -1,7 +1,5 @@
 """timm's way to ask a model for the maps between its stages, once for all our architectures."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 from timm.models._features import feature_take_indices

@@ -10,8 +10,6 @@ What differs from an ordinary ResNet-50, and the released weights depend on:
 * the embedding is BN → flatten → linear → BN of the last 512×7×7 map, so its size is bound to the input's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import prod
 from typing import Any

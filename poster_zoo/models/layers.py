@@ -1,7 +1,5 @@
 """Pieces that more than one architecture is built of."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -5,8 +5,6 @@ arXiv:1804.07573; the released weights are those of a 68-point detector with the
 of 300-W). The global depthwise convolution of the paper's section 3.2 turns the 512×7×7 map into 512 numbers.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

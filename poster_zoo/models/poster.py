@@ -13,8 +13,6 @@ weights do:
 `PosterBaseline` is the plain encoder that the paper's section 3.1 starts from. The `poster_tiny` family is ours.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -284,6 +282,8 @@ class TwoStreams(IntermediatesMixin, nn.Module):
 
     if TYPE_CHECKING:  # TorchScript would want to compile the annotations
         pools: tuple[str, ...]
+        tokens: nn.Module | None
+        pre_head: nn.Module
         fusion: nn.Module | None
         head: nn.Module
 
@@ -320,7 +320,7 @@ class TwoStreams(IntermediatesMixin, nn.Module):
             self.landmark_stream.requires_grad_(not frozen)
             self.landmark_stream.train(self.training and not frozen)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "Self":
         """Set training mode; a frozen landmark stream stays in eval mode."""
         super().train(mode)
         if self.freeze_landmarks and self.landmark_stream is not None:
@@ -339,7 +339,7 @@ class TwoStreams(IntermediatesMixin, nn.Module):
             "stem": r"^image_stream\.stem|^landmark_stream",
             "stages": r"^image_stream\.stages\.(\d+)" if coarse else r"^image_stream\.stages\.(\d+)\.(\d+)",
             "tokens": r"^tokens|^fusion\.(?!blocks|norm)",
-            "blocks": [(r"^fusion\.blocks\.(\d+)", None), (r"^fusion\.norm|^gate|^mlp", (99999,))],
+            "blocks": [(r"^fusion\.blocks\.(\d+)", None), (r"^fusion\.norm|^pre_head", (99999,))],
         }
 
     def no_weight_decay(self) -> set[str]:
@@ -392,6 +392,7 @@ class TwoStreams(IntermediatesMixin, nn.Module):
         if prune_norm or last < len(self.feature_info) - 1:
             # Without the last stage there is nothing to fuse; for its map alone the fusion is not needed.
             self.tokens = self.fusion = self.landmark_stream = None
+            self.pre_head = nn.Identity()
 
 
 class Poster(TwoStreams):
@@ -442,7 +443,7 @@ class Poster(TwoStreams):
         super().__init__(*streams, num_classes, in_chans, img_size, global_pool, embed_dim, drop_rate)
         self.tokens = _tokens(tiny, embed_dim, dd)
         self.fusion = Pyramid(embed_dim, depth, num_heads, mlp_ratio, drop_path_rate, token_mixing, **dd)
-        self.gate = Gate(embed_dim, **dd)
+        self.pre_head = Gate(embed_dim, **dd)
         self.apply(init_weights)
         self.head = new_head(self, embed_dim, num_classes)
         self.freeze_landmark_stream(freeze_landmarks)
@@ -458,7 +459,7 @@ class Poster(TwoStreams):
             x = x[:, 0]
         elif self.global_pool == "avg":
             x = x.mean(1)
-        x = self.head_drop(self.gate(x))
+        x = self.head_drop(self.pre_head(x))
         return x if pre_logits else self.head(x)
 
 
@@ -543,7 +544,7 @@ class PosterBaseline(TwoStreams):
         super().__init__(*streams, num_classes, in_chans, img_size, global_pool, embed_dim, drop_rate)
         self.tokens = _tokens(tiny, embed_dim, dd)
         self.fusion = PlainEncoder(embed_dim, depth, num_heads, mlp_ratio, drop_path_rate, **dd)
-        self.mlp = nn.Sequential(nn.Linear(embed_dim, embed_dim, **dd), nn.GELU())
+        self.pre_head = nn.Sequential(nn.Linear(embed_dim, embed_dim, **dd), nn.GELU())
         self.apply(init_weights)
         self.head = new_head(self, embed_dim, num_classes)
         self.freeze_landmark_stream(freeze_landmarks)
@@ -557,7 +558,7 @@ class PosterBaseline(TwoStreams):
         """Average the tokens (B, N, D), pass the hidden layer and, unless `pre_logits`, classify."""
         if self.global_pool == "avg":
             x = x.mean(1)
-        x = self.head_drop(self.mlp(x))
+        x = self.head_drop(self.pre_head(x))
         return x if pre_logits else self.head(x)
 
 

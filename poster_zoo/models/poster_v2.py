@@ -10,8 +10,6 @@ arXiv:2301.12149. What the released weights depend on, and what is not built bec
   head in the image stream are never used.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -190,7 +188,7 @@ class PosterV2(TwoStreams):
         streams = IRTrunk(in_chans, **dd), MobileFaceNet(in_chans=in_chans, **dd)
         super().__init__(*streams, num_classes, in_chans, img_size, global_pool, embed_dim, drop_rate)
         self.fusion = MultiScaleFusion(embed_dim, depth, num_heads, drop_path_rate, **dd)
-        self.gate = Gate(embed_dim, **dd)
+        self.pre_head = Gate(embed_dim, **dd)
         self.apply(init_weights)
         self.head = new_head(self, embed_dim, num_classes)
         self.freeze_landmark_stream(freeze_landmarks)
@@ -210,7 +208,7 @@ class PosterV2(TwoStreams):
             x = x[:, 0]
         elif self.global_pool == "avg":
             x = x.mean(1)
-        x = self.head_drop(self.gate(x))
+        x = self.head_drop(self.pre_head(x))
         return x if pre_logits else self.head(x)
 
 

@@ -244,16 +244,16 @@ def _empty(nbytes: int) -> torch.UntypedStorage:
 
 _Content = tuple[object, Iterable[str]]
 
-# How the first pickle of the older format begins: its magic number, written by protocol 2 or later, or by 0 or 1.
+# The number that the older format begins with, as a pickle of protocol 2 or later has it, and one of 0 or 1.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_LEGACY_STARTS = (b"\x8a\x0a" + _LEGACY_MAGIC.to_bytes(10, "little") + b".", f"L{_LEGACY_MAGIC}L\n.".encode())
+_LEGACY_BYTES, _LEGACY_TEXT = _LEGACY_MAGIC.to_bytes(10, "little"), b"L%dL\n." % _LEGACY_MAGIC
 
 
 def _reader(source: _Source) -> Callable[[_Source], _Content]:
     head = source.map[:512]
-    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+    if head.startswith(b"PK\x03\x04"):
         return _read_zip
-    if head[2:].startswith(_LEGACY_STARTS[0]) or head.startswith(_LEGACY_STARTS):
+    if (head.startswith(b"\x80") and _LEGACY_BYTES in head[:32]) or head.startswith(_LEGACY_TEXT):
         return _read_legacy
     if head[8:9] == b"{":
         return _read_safetensors
@@ -268,6 +268,7 @@ _CONVERT_ONCE = (
 )
 _OTHER_FORMATS: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs", "it is a git-lfs pointer that stands for the file", "Run `git lfs pull` beside it."),
+    (b"PK\x05\x06", "it is an empty zip archive", "Fetch it again."),
     (b"\x1f\x8b", "it is packed with gzip", "Unpack it (`gzip -d`, or `tar -xzf`) and name the file inside."),
     (b"BZh", "it is packed with bzip2", _UNPACK),
     (b"\xfd7zXZ", "it is packed with xz", _UNPACK),
@@ -464,7 +465,7 @@ class _StorageId(NamedTuple):
 
 def _storage_id(value: object) -> _StorageId:
     """Return what a persistent id says: ("storage", kind, key, device, numel), in the older format with a view too."""
-    match value:
+    match value[:6] if isinstance(value, tuple) else None:
         case ("storage", Placeholder(name=kind), str(key), _, int(numel), *view) if _is_count(numel):
             dtype = _STORAGE_TYPES.get(kind)
             return _StorageId(kind, dtype, key, numel * (dtype.itemsize if dtype else 1), view[0] if view else None)
@@ -510,8 +511,9 @@ class _LegacyStorages:
         self.made: dict[str, _Storage] = {}
 
     def __call__(self, persistent_id: object) -> Placeholder:
-        if isinstance(persistent_id, tuple) and persistent_id[:1] == ("module",):
-            return next((part for part in persistent_id if isinstance(part, Placeholder)), Placeholder("module"))
+        match persistent_id[:2] if isinstance(persistent_id, tuple) else None:
+            case ("module", Placeholder() as module):  # the class of a pickled model; its source text follows
+                return module
         wanted = _storage_id(persistent_id)
         if wanted.dtype is None or wanted.view is not None:
             raise _Refusal(f"it holds a {wanted.kind} in a form that only old PyTorch reads", _CONVERT_ONCE)
@@ -553,9 +555,9 @@ _MOST_OPERATIONS = 1_000_000
 class _Machine:
     """Runs a pickle on containers, numbers and tensors; everything else on its stack is a placeholder.
 
-    `pickletools` takes the stream apart; what each operation does is here. (`pickle.Unpickler` with another `find_class`
-    is not enough: it sets attributes of what that returns, hashes nested tuples until the C stack ends, and makes room
-    for as much as the stream claims.)
+    `pickletools` takes the stream apart; what each operation does is here. (`pickle.Unpickler` with its `find_class`
+    replaced is not enough: it sets attributes of what that returns, hashes nested tuples until the C stack ends, and
+    makes room for as much as the stream claims.)
 
     Attributes:
         unfollowed: Names that became placeholders; a dict for its order.
@@ -681,8 +683,11 @@ class _Machine:
         self.push(self.named(module, name))
 
     def call(self, callee: object, arguments: object) -> None:
-        # What a constructor copies costs as much as if the pickle had written it: a few calls cannot fill the memory.
-        for argument in arguments if isinstance(arguments, tuple) else ():
+        if not isinstance(arguments, tuple):
+            raise _Refusal(_DAMAGED)
+        # What a call copies costs as much as if the pickle had written it, so that a few calls cannot fill the memory.
+        self.spend(len(arguments))
+        for argument in arguments:
             if isinstance(argument, list | tuple):
                 self.spend(len(argument))
             elif isinstance(argument, str | bytes):
@@ -698,8 +703,11 @@ class _Machine:
 
     def new_with_keywords(self) -> None:
         keywords, arguments, callee = self.pop(), self.pop(), self.pop()
-        # No constructor here takes keywords: one argument more lets it refuse, a placeholder takes them all.
-        self.call(callee, (*arguments, keywords) if keywords and isinstance(arguments, tuple) else arguments)
+        if not isinstance(keywords, dict) or (
+            keywords and isinstance(callee, Placeholder) and callee.name in _CONSTRUCTORS
+        ):
+            raise _Refusal("its pickle calls something by keywords that it does not have")
+        self.call(callee, arguments)
 
     def new_object(self) -> None:
         callee, *arguments = self.pop_mark() or [None]
@@ -714,7 +722,10 @@ def _operations(stream: IO[bytes]) -> Iterator[tuple[str, Any]]:
     try:
         for operation, argument, _ in pickletools.genops(stream):
             yield operation.name, argument
-    except ValueError as error:
+    except (
+        ValueError,
+        DeprecationWarning,
+    ) as error:  # the warning: of a backslash in a text, where warnings are errors
         raise _Refusal(_DAMAGED) from error
 
 
@@ -967,4 +978,7 @@ for _module in ("builtins", "__builtin__"):  # Python 3's name, and Python 2's, 
         f"{_module}.complex": _complex,
     }
 
-_DTYPES = {f"torch.{name}": value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+# Those that begin with "q" are quantised: a tensor of them needs more than its numbers.
+_DTYPES = {
+    f"torch.{name}": value for name, value in vars(torch).items() if isinstance(value, torch.dtype) and name[0] != "q"
+}

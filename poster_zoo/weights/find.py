@@ -23,14 +23,12 @@ import shlex
 import tempfile
 from dataclasses import dataclass
 from functools import partial
+from os.path import exists, isfile  # unlike Path's, these take a folder that may not be read for one without the file
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 from poster_zoo.errors import WeightsError, WeightsNotFoundError
 from poster_zoo.weights.entry import Weights
-
-if TYPE_CHECKING:
-    from huggingface_hub.errors import HfHubHTTPError
 
 __all__ = [
     "CONFIG_FILE",
@@ -52,6 +50,7 @@ _OUR_ORG = "poster-zoo"
 _BUNDLED = Path(__file__).parent / "bundled"
 _VERIFIED = "verified.json"
 _PICKLE = "pytorch_model.bin"
+_CREDENTIALS = "set HF_TOKEN or run `hf auth login`"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -119,9 +118,9 @@ def find_weights(
     """
     if file is not None:
         return _given(Path(file).expanduser())
-    if entry.bundled and (bundled := _BUNDLED / entry.bundled).is_file():
+    if entry.bundled and isfile(bundled := _BUNDLED / entry.bundled):
         return Found("bundled", bundled, None, f"The weights of {name} come with the package.")
-    if (installed := installed_folder(name) / WEIGHTS_FILE).is_file():
+    if isfile(installed := installed_folder(name) / WEIGHTS_FILE):
         return Found("installed", installed, _config_beside(installed), f"They are installed in {installed.parent}.")
     repo_id = hub_repository(entry)
     if repo_id is None:
@@ -138,13 +137,13 @@ def find_weights(
 
 def _given(path: Path) -> Found:
     """Return the file that the caller names, or the one in the folder that the caller names."""
-    if path.is_file():
+    if isfile(path):
         config = _config_beside(path) if path.name == WEIGHTS_FILE else None
         return Found("file", path, config, f"{path} was asked for.")
-    if not path.exists():
-        raise WeightsNotFoundError(f"There is no weights file {path}; check the path.")
+    if not exists(path):
+        raise WeightsNotFoundError(f"There is no weights file {path}; check the path, and that you may read it.")
     weights = path / WEIGHTS_FILE
-    if not weights.is_file():
+    if not isfile(weights):
         raise WeightsNotFoundError(
             f"The folder {path} holds no {WEIGHTS_FILE}; name the weights file itself, "
             "or write one from an authors' checkpoint with `poster-zoo convert FILE --out DIR`."
@@ -154,7 +153,7 @@ def _given(path: Path) -> Found:
 
 def _config_beside(weights: Path) -> Path | None:
     config = weights.with_name(CONFIG_FILE)
-    return config if config.is_file() else None
+    return config if isfile(config) else None
 
 
 def _cached(repo_id: str, revision: str | None, cache_dir: str | Path | None) -> Path | None:
@@ -271,9 +270,11 @@ def _download(
         try:
             return Path(download())
         except _client_errors() as error:
-            if not _is_server_error(error):
+            if (_status(error) or 0) < 500:
                 raise
-            return Path(download())
+            return Path(
+                download()
+            )  # the client repeats its first request, for the headers, but not the one for the body
     except _client_errors() as error:
         raise WeightsNotFoundError(_explain(error, repo_id, filename, revision)) from error
 
@@ -383,7 +384,7 @@ def _verified_sha256(path: Path) -> str | None:
 
 def _remember(path: Path, line: list[int | str]) -> None:
     """Add a line to `verified.json`. Of two processes at once one's line may be lost, which costs one more hashing."""
-    verified = {known: value for known, value in _verified().items() if os.path.exists(known)}
+    verified = {known: value for known, value in _verified().items() if exists(known)}
     verified[str(path.resolve())] = line
     home = zoo_home()
     with contextlib.suppress(OSError):  # a home that cannot be written costs a hashing at each load, no more
@@ -418,13 +419,10 @@ def _client_errors() -> tuple[type[Exception], ...]:
     return (OSError, RuntimeError, HFValidationError, *HfHubHTTPError.__bases__)
 
 
-def _is_server_error(error: BaseException) -> bool:
-    """Return whether the Hub answered 5xx to the request for a file itself: that one the client does not repeat."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    if not isinstance(error, HfHubHTTPError) or isinstance(error, LocalEntryNotFoundError):
-        return False
-    return error.response.status_code >= 500
+def _status(error: BaseException) -> int | None:
+    """Return the HTTP status that the Hub answered, be it in huggingface_hub's or the HTTP library's error, or None."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
 
 
 def _is_disk_trouble(error: BaseException | None) -> TypeGuard[OSError]:
@@ -450,8 +448,10 @@ def _explain(error: BaseException, repo_id: str, filename: str, revision: str | 
         return f"The repository {repo_id} has no revision {revision or 'main'!r}; name one of its branches or commits."
     if isinstance(error, errors.EntryNotFoundError):
         return _explain_missing(repo_id, filename, revision)
-    if isinstance(error, errors.HfHubHTTPError):
-        return _explain_status(error, repo_id)
+    if isinstance(error, errors.GatedRepoError):
+        return _explain_gated(repo_id)
+    if status := _status(error):
+        return _explain_status(status, repo_id)
     if _is_disk_trouble(error):
         return _explain_disk(error, repo_id)
     return _explain_connection(error, repo_id)
@@ -471,29 +471,30 @@ def _explain_missing(repo_id: str, filename: str, revision: str | None) -> str:
     return f"The repository {repo_id} has no {WEIGHTS_FILE} at revision {revision or 'main'!r}; check its name."
 
 
-def _explain_status(error: HfHubHTTPError, repo_id: str) -> str:
-    from huggingface_hub import constants, errors
+def _explain_gated(repo_id: str) -> str:
+    from huggingface_hub import constants
 
-    credentials = "set HF_TOKEN or run `hf auth login`"
-    if isinstance(error, errors.GatedRepoError):
-        page = f"{constants.ENDPOINT}/{repo_id}"
-        return f"The repository {repo_id} is gated: accept its terms at {page}, then {credentials}."
-    match error.response.status_code:
-        case 401:
-            return f"The Hub answers 401: {repo_id} is private or not there; check the name, and {credentials}."
-        case 403:
-            return f"The Hub answers 403: your token may not read {repo_id}; {credentials} with one that may."
-        case 404:
-            return f"The Hub has no repository {repo_id} (404), or it is private; check the name, or {credentials}."
-        case status:
-            return f"{constants.ENDPOINT} answers {status} for {repo_id}; try again later."
+    page = f"{constants.ENDPOINT}/{repo_id}"
+    return f"The repository {repo_id} is gated: accept its terms at {page}, then {_CREDENTIALS}."
+
+
+def _explain_status(status: int, repo_id: str) -> str:
+    from huggingface_hub import constants
+
+    if status == 401:
+        return f"The Hub answers 401: {repo_id} is private or not there; check the name, and {_CREDENTIALS}."
+    if status == 403:
+        return f"The Hub answers 403: your token may not read {repo_id}; {_CREDENTIALS} with one that may."
+    if status == 404:
+        return f"The Hub has no repository {repo_id} (404), or it is private; check the name, or {_CREDENTIALS}."
+    return f"{constants.ENDPOINT} answers {status} for {repo_id}; try again later."
 
 
 def _explain_disk(error: OSError, repo_id: str) -> str:
     remedy = "or put the Hub's cache elsewhere by HF_HOME or cache_dir"
     if error.errno in _NO_ROOM:
         return f"There is no room on the disk for {repo_id} ({error.strerror}); make room, {remedy}."
-    return f"The Hub's cache cannot be written ({error.strerror}: {error.filename}); mend that, {remedy}."
+    return f"The Hub's cache cannot be used ({error.strerror}: {error.filename}); mend that, {remedy}."
 
 
 def _explain_connection(error: BaseException, repo_id: str) -> str:

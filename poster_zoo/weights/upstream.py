@@ -187,7 +187,7 @@ _POSTER_RULES: tuple[Rule, ...] = (
     ),
     (r"^pyramid_fuse\.blocks\.(\d+)\.upsample_([ms])\.", lambda m: f"fusion.blocks.{m[1]}.up_{_LEVELS[m[2]]}."),
     (r"^pyramid_fuse\.norm\.", "fusion.norm."),
-    (r"^se_block\.linear([12])\.", r"gate.fc\1."),
+    (r"^se_block\.linear([12])\.", r"pre_head.fc\1."),
     (r"^head\.linear\.", "head."),
 )
 
@@ -208,7 +208,7 @@ _V2_RULES: tuple[Rule, ...] = (
     (r"^embed_v\.proj\.", "fusion.embed_small."),
     (r"^VIT\.(cls_token|pos_embed)$", r"fusion.\1"),
     (r"^VIT\.(blocks\.\d+\.(?:norm1|norm2|attn|mlp)|norm)\.", r"fusion.\1."),
-    (r"^VIT\.se_block\.linear([12])\.", r"gate.fc\1."),
+    (r"^VIT\.se_block\.linear([12])\.", r"pre_head.fc\1."),
     (r"^VIT\.head\.linear\.", "head."),
 )
 

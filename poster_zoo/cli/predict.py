@@ -1,0 +1,184 @@
+"""`poster-zoo predict`: the expression on each image, and how right the answers are where labels are given."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from poster_zoo.cli.answers import AnswerWriter, CsvWriter, JsonWriter, TableWriter
+from poster_zoo.cli.errors import WrongUse
+from poster_zoo.cli.inputs import check_picture, find_images
+from poster_zoo.cli.options import batch_size_option, device_option, examples, json_option, model_option, plot_option
+from poster_zoo.cli.output import note, print_table
+
+if TYPE_CHECKING:
+    from poster_zoo.data.label_files import Pairing
+    from poster_zoo.evaluate import Evaluation
+    from poster_zoo.predict import Prediction
+
+
+@click.command(
+    "predict", epilog=examples("poster-zoo predict examples/face.png", "poster-zoo predict examples --plot faces.png")
+)
+@click.argument("paths", metavar="IMAGE_OR_FOLDER...", nargs=-1, required=True, type=click.Path())
+@model_option
+@device_option
+@batch_size_option
+@json_option("Print one JSON object a line: source, label, score, probabilities; or source, error.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with a header.")
+@plot_option
+@click.option(
+    "--labels",
+    "labels_file",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="True labels: RAF-DB's list, or a CSV of files and labels (names, or places in the model's labels from zero).",
+)
+@click.pass_context
+def command(
+    ctx: click.Context,
+    paths: tuple[str, ...],
+    model: str,
+    device: str | None,
+    batch_size: int,
+    as_json: bool,
+    as_csv: bool,
+    plot: str | None,
+    labels_file: str | None,
+) -> None:
+    """Name the expression on each image.
+
+    Of a folder, every image below it is answered. Images are taken as crops around one face. An image that cannot be
+    read is reported in its place, the others are answered, and the exit status is 1.
+
+    --labels adds to each answer the true label and the numbers of both, and ends with accuracy, mean class accuracy
+    and each class's scores. --plot draws a sheet of the first 120 images; with --labels also the confusion matrix,
+    beside it: faces.png and faces_confusion.png.
+
+    With --json or --csv, stdout holds nothing else; words and progress go to stderr.
+    """
+    if as_json and as_csv:
+        raise click.UsageError("--json and --csv exclude each other.")
+    images = find_images(paths)
+    sheet = check_picture(plot, images)
+    matrix = check_picture(plot if labels_file else None, images, suffix="_confusion")
+
+    from poster_zoo.predict import Predictor
+
+    # Where answers scroll by on the terminal, a bar would only be in their way; elsewhere the predictor decides.
+    scrolls = sys.stdout is not None and sys.stdout.isatty()
+    predictor = Predictor(model, device=device, batch_size=batch_size, progress=False if scrolls else None)
+    labels = tuple(predictor.labels)
+    if not labels:
+        raise WrongUse(f"The model {model!r} names no expressions; `poster-zoo list` shows which models have classes.")
+    truth = _read_truth(labels_file, images, labels)
+    writer: AnswerWriter
+    if as_json:
+        writer = JsonWriter(truth is not None)
+    elif as_csv:
+        writer = CsvWriter(labels, truth is not None)
+    else:
+        writer = TableWriter(labels, images, truth is not None)
+
+    tally = _Tally()
+    true_labels = truth.labels if truth else [None] * len(images)
+    for prediction, true_label in zip(predictor.stream(images), true_labels, strict=True):
+        writer.write(prediction, true_label)
+        tally.add(prediction, true_label)
+
+    tally.report_failures(len(images))
+    evaluation = _report_truth(truth, tally, labels, to_stderr=as_json or as_csv) if truth else None
+    _draw(sheet, matrix, tally, len(images), evaluation)
+    ctx.exit(1 if tally.failures else 0)
+
+
+@dataclass
+class _Tally:
+    """What is kept of the answers: a sheet's worth of them, and the labels."""
+
+    shown: list[Prediction] = field(default_factory=list)
+    shown_labels: list[str | None] = field(default_factory=list)
+    true: list[str] = field(default_factory=list)
+    predicted: list[str] = field(default_factory=list)
+    failures: int = 0
+    first_failure: str = ""
+
+    def add(self, prediction: Prediction, true_label: str | None) -> None:
+        from poster_zoo.plots import SHEET_LIMIT
+
+        if len(self.shown) < SHEET_LIMIT:
+            self.shown.append(prediction)
+            self.shown_labels.append(true_label)
+        if prediction.error is not None:
+            self.failures += 1
+            self.first_failure = self.first_failure or prediction.error
+        elif true_label is not None and prediction.label is not None:
+            self.true.append(true_label)
+            self.predicted.append(prediction.label)
+
+    def report_failures(self, images: int) -> None:
+        if self.failures:
+            note(f"{self.failures} of {images} images failed; the first: {self.first_failure}")
+
+
+def _read_truth(labels_file: str | None, images: Sequence[str], labels: Sequence[str]) -> Pairing | None:
+    """Return the label of each image, before any work, or None where no labels were given."""
+    if labels_file is None:
+        return None
+    from poster_zoo.data.label_files import pair_labels, read_labels
+
+    named = read_labels(labels_file, labels)
+    truth = pair_labels(images, named)
+    if len(truth.without_label) == len(images):
+        raise WrongUse(
+            f"The label file {labels_file!r} names none of the images: it has {next(iter(named))!r}, "
+            f"the images are like {images[0]!r}."
+        )
+    return truth
+
+
+def _report_truth(truth: Pairing, tally: _Tally, labels: Sequence[str], to_stderr: bool) -> Evaluation | None:
+    """Print what the labels say of the answers; return it, or None where no labelled image could be read."""
+    if truth.without_label:
+        note(f"{len(truth.without_label)} of {len(truth.labels)} images have no label, as {truth.without_label[0]!r}.")
+    if truth.without_file:
+        note(f"{len(truth.without_file)} labels have no image here, as that of {truth.without_file[0]!r}.")
+    if not tally.true:
+        note("No image with a label could be read; there is no accuracy.")
+        return None
+    from poster_zoo.evaluate import evaluate
+
+    evaluation = evaluate(tally.true, tally.predicted, labels)
+    present, classes = evaluation.classes_with_images, len(labels)
+    click.echo(
+        f"\n{evaluation.images} labelled images: accuracy {evaluation.accuracy:.4f}, mean class accuracy "
+        f"{evaluation.mean_class_accuracy:.4f} over the {present} of {classes} classes that have images\n",
+        err=to_stderr,
+    )
+    rows = [
+        (label, str(scores.count), _rate(scores.recall), _rate(scores.precision), _rate(scores.f1))
+        for label, scores in evaluation.per_class.items()
+    ]
+    print_table([("class", "images", "recall", "precision", "f1"), *rows], right=[1, 2, 3, 4], err=to_stderr)
+    return evaluation
+
+
+def _rate(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _draw(sheet: Path | None, matrix: Path | None, tally: _Tally, images: int, evaluation: Evaluation | None) -> None:
+    from poster_zoo import plots
+
+    if sheet is not None:
+        sources = [prediction.source for prediction in tally.shown]
+        plots.contact_sheet(sources, tally.shown, tally.shown_labels, out=sheet, total=images)
+        note(f"Wrote {sheet}")
+    if matrix is not None and evaluation is not None:
+        plots.confusion_matrix(evaluation, out=matrix)
+        note(f"Wrote {matrix}")
