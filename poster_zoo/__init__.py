@@ -5,6 +5,7 @@
 """
 
 from poster_zoo._version import __version__
+from poster_zoo.data.images import read_image
 from poster_zoo.data.transforms import create_transform
 from poster_zoo.errors import PosterZooError
 from poster_zoo.models._registry import ModelInfo, create_model, list_models, model_info
@@ -31,19 +32,23 @@ from poster_zoo.models.poster_v2 import (
     poster_v2_rafdb,
 )
 from poster_zoo.predict import Prediction, Predictor
+from poster_zoo.weights.convert import Conversion, convert, load_checkpoint
 from poster_zoo.weights.save import from_pretrained, save_pretrained
 
 __all__ = [
+    "Conversion",
     "ModelInfo",
     "PosterZooError",
     "Prediction",
     "Predictor",
     "__version__",
+    "convert",
     "create_model",
     "create_transform",
     "from_pretrained",
     "ir50",
     "list_models",
+    "load_checkpoint",
     "mobilefacenet",
     "model_info",
     "poster",
@@ -62,5 +67,6 @@ __all__ = [
     "poster_v2_affectnet8",
     "poster_v2_caers",
     "poster_v2_rafdb",
+    "read_image",
     "save_pretrained",
 ]

@@ -256,7 +256,7 @@ def landmarks(image: Any, points: ArrayLike, *, out: str | Path) -> None:
 
     Args:
         image: Whatever `read_image` takes.
-        points: (68, 2), x then y, in pixels of the upright image.
+        points: (68, 2), x then y, in pixels of the upright image; 0 is its left or upper edge.
         out: The file to write.
 
     Raises:
@@ -271,7 +271,7 @@ def landmarks(image: Any, points: ArrayLike, *, out: str | Path) -> None:
     figure = _new_figure(max(face.width * scale, 0.5), max(face.height * scale, 0.5))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    axes.imshow(np.asarray(face), interpolation="bicubic", aspect="auto")
+    axes.imshow(np.asarray(face), interpolation="bicubic", aspect="auto", extent=(0, face.width, face.height, 0))
     axes.autoscale(False)  # points outside the image do not shrink it
     for _, first, end, closed in LANDMARK_GROUPS:
         line = [*range(first, end), first] if closed else range(first, end)

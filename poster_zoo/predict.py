@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from poster_zoo.data.images import ImageSource, list_images, read_image
-from poster_zoo.data.transforms import create_transform
+from poster_zoo.data.transforms import split_transform
 from poster_zoo.errors import ImageError, LabelError, OptionError, WeightsError
 
 __all__ = ["Prediction", "Predictor"]
@@ -106,7 +106,7 @@ class Predictor:
             model = create_model(model, pretrained=True)
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.labels = _read_labels(model, labels)
-        self.transform: Callable[[Image.Image], Tensor] = create_transform(model)
+        self._resize, self._normalise = split_transform(model)
         self.model = model.eval().to(device=device, dtype=dtype)
         parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
         self.device, self.dtype = parameter.device, parameter.dtype
@@ -179,7 +179,7 @@ class Predictor:
             )
         upright = read_image(image)
         with torch.inference_mode():
-            points = find(self.transform(upright)[None].to(self.device, self.dtype))
+            points = find(self._input([self._resize(upright)]))
             in_pixels = points.float().reshape(-1, 2).cpu() * torch.tensor(upright.size)
         return in_pixels.numpy()
 
@@ -232,7 +232,11 @@ class Predictor:
                 yield source, self._try_read(source, image)
 
     def _read(self, source: str, image: Any) -> Tensor:
-        return self.transform(read_image(image, None if isinstance(image, (str, os.PathLike)) else source))
+        return self._resize(read_image(image, None if isinstance(image, (str, os.PathLike)) else source))
+
+    def _input(self, images: Sequence[Tensor]) -> Tensor:
+        """Return the model's input of resized images; they travel as bytes and are normalised where it computes."""
+        return self._normalise(torch.stack(list(images)).to(self.device)).to(self.dtype)
 
     def _try_read(self, source: str, image: Any) -> Tensor | ImageError:
         try:
@@ -243,16 +247,16 @@ class Predictor:
     def _predict(self, batch: Sequence[_Reading]) -> list[Prediction]:
         readings = [(source, read.result() if isinstance(read, Future) else read) for source, read in batch]
         images = [read for _, read in readings if isinstance(read, Tensor)]
-        rows = iter(self._probabilities(torch.stack(images)) if images else ())
+        rows = iter(self._probabilities(images) if images else ())
         return [
             _failure(source, str(read)) if isinstance(read, ImageError) else self._prediction(source, next(rows))
             for source, read in readings
         ]
 
-    def _probabilities(self, images: Tensor) -> Tensor:
+    def _probabilities(self, images: Sequence[Tensor]) -> Tensor:
         """Return (B, classes) in float32 on the CPU."""
         with torch.inference_mode():
-            logits: Tensor = self.model(images.to(self.device, self.dtype))
+            logits: Tensor = self.model(self._input(images))
         if logits.shape != (len(images), len(self.labels)):
             raise LabelError(
                 f"The model answered {len(images)} images with the shape {tuple(logits.shape)}, but there are "

@@ -76,6 +76,7 @@ class Fault:
         body: Send these bytes in place of the file's, under the file's etag.
         delay: Wait so many seconds before answering.
         pause: Send the body in ten pieces, waiting so many seconds before each.
+        meanwhile: Called after the answer: what happens on the Hub while the client is busy.
         path: What the request's path must end with.
         method: The request's method; empty for any.
         times: How often; None for always.
@@ -87,6 +88,7 @@ class Fault:
     body: bytes | None = None
     delay: float = 0
     pause: float = 0
+    meanwhile: Callable[[], object] | None = None
     path: str = ""
     method: str = ""
     times: int | None = 1
@@ -217,6 +219,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._route(request)
         except _Refused as refused:
             self._json({"error": refused.message}, refused.status, refused.headers)
+        if self.fault.meanwhile is not None:
+            self.fault.meanwhile()
 
     do_HEAD = do_POST = do_PUT = do_GET
 

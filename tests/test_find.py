@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,12 +65,13 @@ def test_the_nearest_source_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     assert find_weights(NAME, entry(hub_id=None)).source == "nowhere"
     assert find_weights(NAME, entry()).source == "hub"
-    for source, path in [
-        ("cache", cache(tmp_path / "hub")),
-        ("installed", lambda: install()),
-        ("bundled", lambda: bundle(tmp_path)),
-    ]:
-        path = path() if callable(path) else path
+    ways: dict[str, Callable[[], Path]] = {
+        "cache": lambda: cache(tmp_path / "hub"),
+        "installed": lambda: install(),
+        "bundled": lambda: bundle(tmp_path),
+    }
+    for source, lay in ways.items():
+        path = lay()
         found = find_weights(NAME, entry())
         assert (found.source, found.path) == (source, path)
         assert found.reason.endswith(".")
@@ -143,8 +145,7 @@ def test_finding_says_that_the_hub_has_no_weights_of_ours_yet(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("lay", [lambda path: bundle(path, b"other"), lambda path: install(b"other")])
-def test_a_local_file_with_another_sha256_is_refused_and_stays(tmp_path: Path, lay: object) -> None:
-    assert callable(lay)
+def test_a_local_file_with_another_sha256_is_refused_and_stays(tmp_path: Path, lay: Callable[[Path], Path]) -> None:
     path = lay(tmp_path)
     wrong = hashlib.sha256(b"other").hexdigest()
     with pytest.raises(WeightsError, match=rf"{path} has sha256 {wrong[:12]}… instead of {SHA256[:12]}…; .*again"):

@@ -123,3 +123,8 @@ def test_every_paper_that_a_weights_entry_names_stands_in_the_citation(root: Pat
     named = {paper for entry in ENTRIES.values() for paper in entry.paper_ids}
     assert named
     assert named <= cited
+
+
+def test_every_model_is_a_public_name_of_the_package_and_of_its_file() -> None:
+    files = {name: sys.modules[getattr(poster_zoo, name).__module__] for name in ENTRIES}
+    assert not [name for name, file in files.items() if name not in poster_zoo.__all__ or name not in file.__all__]

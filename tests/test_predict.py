@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import sys
 import threading
 import weakref
@@ -288,18 +289,18 @@ def test_no_thread_outlives_the_stream(predictor: Predictor, folder: Path, end: 
 def test_files_are_decoded_on_other_threads_and_the_iterable_is_read_on_the_callers() -> None:
     predictor = Predictor(ColourModel(), num_workers=2)
     decoders, readers = set(), set()
-    transform = predictor.transform
+    resize = predictor._resize
 
     def watched(image: Image.Image) -> Tensor:
         decoders.add(threading.current_thread())
-        return transform(image)
+        return resize(image)
 
     def images() -> Iterator[bytes]:
         for _ in range(20):
             readers.add(threading.current_thread())
             yield png("blue")
 
-    predictor.transform = watched
+    predictor._resize = watched
     list(predictor.stream(images()))
     assert readers == {threading.current_thread()}
     assert 1 <= len(decoders) <= 2
@@ -342,6 +343,11 @@ def test_the_model_is_put_into_eval_mode_and_answers_without_gradients(predictor
     for _ in predictor.stream([picture("red")]):
         assert not torch.is_inference_mode_enabled()
     assert seen == [True]
+
+
+def test_a_predictor_can_be_sent_to_another_process(predictor: Predictor) -> None:
+    twin = pickle.loads(pickle.dumps(predictor))  # noqa: S301
+    assert twin(picture("red")) == predictor(picture("red"))
 
 
 def test_labels_can_be_given() -> None:

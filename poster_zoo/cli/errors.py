@@ -37,6 +37,11 @@ class WrongUse(click.ClickException):
 class CommandGroup(click.Group):
     """A group whose commands end in one sentence, whatever they raise."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Read the group's own options, of which `--help` and `--version` print already."""
+        with _in_one_sentence():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was asked for."""
         make_encodable()
@@ -53,7 +58,8 @@ def _in_one_sentence() -> Iterator[None]:
         raise
     except KeyboardInterrupt:
         # On a terminal a bar or the echo of ^C may stand in the line.
-        click.echo(f"{chr(10) * sys.stderr.isatty()}Interrupted.", err=True)
+        on_terminal = sys.stderr is not None and sys.stderr.isatty()
+        click.echo("\nInterrupted." if on_terminal else "Interrupted.", err=True)
         raise click.exceptions.Exit(_INTERRUPTED) from None
     except _WRONG_USE as error:
         raise WrongUse(_told(error)) from error

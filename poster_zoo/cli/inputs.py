@@ -22,10 +22,12 @@ def find_images(paths: Sequence[str]) -> list[str]:
     if not any(os.path.lexists(path) for path in paths):
         raise WrongUse(f"There is no {' and no '.join(map(repr, paths[:3]))}; name images, or folders of images.")
     found = [image for path in paths for image in _images_at(path)]
-    once = {os.path.abspath(image): image for image in reversed(found)}
+    once: dict[str, str] = {}
+    for image in found:
+        once.setdefault(os.path.abspath(image), image)
     if twice := len(found) - len(once):
         note(f"{twice} image{' was' if twice == 1 else 's were'} given more than once and will be answered once.")
-    return list(reversed(once.values()))
+    return list(once.values())
 
 
 def _images_at(path: str) -> Iterable[str]:

@@ -36,8 +36,8 @@ def command(ctx: click.Context, pattern: str, pretrained: bool, as_json: bool) -
         header = ("model", "parameters", "input", "answers", "weights")
         print_table([header, *(_row(model) for model in models)], right=[1])
     if not models:
-        weights = " with weights" if pretrained else ""
-        note(f"There is no model{weights} whose name matches {pattern!r}; `poster-zoo list` shows all.")
+        wanted = " with weights" * pretrained + f" whose name matches {pattern!r}" * bool(pattern)
+        note(f"There is no model{wanted}; `poster-zoo list` shows all.")
         ctx.exit(1)
 
 

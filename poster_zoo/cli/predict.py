@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,11 +16,12 @@ from poster_zoo.cli.errors import WrongUse
 from poster_zoo.cli.inputs import check_picture, find_images
 from poster_zoo.cli.options import batch_size_option, device_option, examples, json_option, model_option, plot_option
 from poster_zoo.cli.output import note, print_table
+from poster_zoo.errors import LabelError
 
 if TYPE_CHECKING:
     from poster_zoo.data.label_files import Pairing
     from poster_zoo.evaluate import Evaluation
-    from poster_zoo.predict import Prediction
+    from poster_zoo.predict import Prediction, Predictor
 
 
 @click.command(
@@ -68,14 +70,8 @@ def command(
     sheet = check_picture(plot, images)
     matrix = check_picture(plot if labels_file else None, images, suffix="_confusion")
 
-    from poster_zoo.predict import Predictor
-
-    # Where answers scroll by on the terminal, a bar would only be in their way; elsewhere the predictor decides.
-    scrolls = sys.stdout is not None and sys.stdout.isatty()
-    predictor = Predictor(model, device=device, batch_size=batch_size, progress=False if scrolls else None)
-    labels = tuple(predictor.labels)
-    if not labels:
-        raise WrongUse(f"The model {model!r} names no expressions; `poster-zoo list` shows which models have classes.")
+    predictor = _load(model, device, batch_size)
+    labels = predictor.labels
     truth = _read_truth(labels_file, images, labels)
     writer: AnswerWriter
     if as_json:
@@ -95,6 +91,18 @@ def command(
     evaluation = _report_truth(truth, tally, labels, to_stderr=as_json or as_csv) if truth else None
     _draw(sheet, matrix, tally, len(images), evaluation)
     ctx.exit(1 if tally.failures else 0)
+
+
+def _load(model: str, device: str | None, batch_size: int) -> Predictor:
+    from poster_zoo.predict import Predictor
+
+    # Where answers scroll by on the terminal, a bar would only be in their way; elsewhere the predictor decides.
+    scrolls = sys.stdout is not None and sys.stdout.isatty()
+    with contextlib.suppress(LabelError):
+        predictor = Predictor(model, device=device, batch_size=batch_size, progress=False if scrolls else None)
+        if predictor.labels:
+            return predictor
+    raise WrongUse(f"The model {model!r} has no names of expressions; `poster-zoo list` shows which have classes.")
 
 
 @dataclass
@@ -135,7 +143,7 @@ def _read_truth(labels_file: str | None, images: Sequence[str], labels: Sequence
     named = read_labels(labels_file, labels)
     truth = pair_labels(images, named)
     if len(truth.without_label) == len(images):
-        raise WrongUse(
+        raise LabelError(
             f"The label file {labels_file!r} names none of the images: it has {next(iter(named))!r}, "
             f"the images are like {images[0]!r}."
         )

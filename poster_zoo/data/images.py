@@ -84,6 +84,9 @@ _TURNS = {
 }
 """What makes an image upright, by the number of its EXIF orientation."""
 
+_EIGHT_BITS = np.rint(np.arange(65536) / 257).astype(np.uint8)
+"""The 8-bit grey nearest to each 16-bit one; a table, as arithmetic would need four times the image's memory."""
+
 _QUIET: tuple[tuple[type[Warning], str], ...] = (
     (UserWarning, r"PIL\."),
     (Image.DecompressionBombWarning, r"PIL\.Image"),
@@ -278,9 +281,10 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "F":
         return _from_array(np.asarray(image), name, "H×W", image.size[::-1])
     if image.has_transparency_data:
-        canvas = Image.new("RGBA", image.size, (*BACKGROUND, 255))
-        canvas.alpha_composite(image.convert("RGBA"))
-        return canvas.convert("RGB")
+        rgba = image.convert("RGBA")
+        canvas = Image.new("RGB", image.size, BACKGROUND)
+        canvas.paste(rgba, mask=rgba)
+        return canvas
     return image.convert("RGB")
 
 
@@ -290,7 +294,7 @@ def _from_integers(grey: np.ndarray[Any, Any], name: str) -> Image.Image:
             f"{name} holds grey values from {grey.min()} to {grey.max()}, for which no white is agreed; "
             f"save it with 8 or 16 bits."
         )
-    return Image.fromarray(((grey.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    return Image.fromarray(_EIGHT_BITS[grey])
 
 
 def _from_array(values: np.ndarray[Any, Any], name: str, layout: str, shape: tuple[int, ...]) -> Image.Image:

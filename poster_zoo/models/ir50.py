@@ -241,6 +241,7 @@ WEIGHTS = {
         description="IR-50 face-recognition backbone with its 512-d embedding.",
         origin_url="https://github.com/zczcwh/POSTER",
         upstream_file="ir50.pth",
+        upstream_layout="ir50",
         paper_name="ArcFace: Additive Angular Margin Loss for Deep Face Recognition",
         paper_ids=("arXiv:1801.07698",),
         first_conv=("trunk.stem.conv",),

@@ -309,6 +309,7 @@ class TwoStreams(IntermediatesMixin, nn.Module):
         self.num_features = self.head_hidden_size = num_features
         self.image_stream = image_stream
         self.landmark_stream = landmark_stream
+        self.tokens = None
         self.feature_info = image_stream.feature_info("image_stream", max(self.img_size[0] // STREAM_SIZE, 1))
         self.head_drop = nn.Dropout(drop_rate)
         self.freeze_landmarks = False
@@ -597,6 +598,8 @@ def _upstream_weights(name: str, labels: tuple[str, ...], tag: str = "", **facts
         label_names=labels,
         tag=tag,
         hub_id=f"poster-zoo/{name}",
+        upstream_layout="poster",
+        upstream_bgr=bgr,
         origin_url="https://github.com/zczcwh/POSTER",
         paper_name="POSTER: A Pyramid Cross-Fusion Transformer Network for Facial Expression Recognition",
         paper_ids=("arXiv:2204.04083",),
@@ -668,10 +671,14 @@ WEIGHTS = {
         description="POSTER (large) for the eight classes of FERPlus; no weights are published.",
         metrics=(Metric("FERPlus test", "accuracy", published=0.9162),),
     ),
-    "poster_baseline": _upstream_weights(
-        "poster_baseline",
-        RAFDB,
-        description="The paper's baseline: POSTER's streams, tokens concatenated, eight plain encoders.",
+    "poster_baseline": Weights(
+        preprocessing=FACE_224,
+        label_names=RAFDB,
+        description="The paper's baseline: POSTER's streams, tokens concatenated, eight plain encoders; no weights are published.",
+        paper_name="POSTER: A Pyramid Cross-Fusion Transformer Network for Facial Expression Recognition",
+        paper_ids=("arXiv:2204.04083",),
+        first_conv=_STEMS,
+        classifier="head",
     ),
     "poster_tiny": _our_weights(
         "poster_tiny",

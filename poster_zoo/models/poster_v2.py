@@ -218,6 +218,7 @@ def _weights(name: str, labels: tuple[str, ...], tag: str = "", **facts: Any) ->
         label_names=labels,
         tag=tag,
         hub_id=f"poster-zoo/{name}",
+        upstream_layout="poster_v2",
         origin_url="https://github.com/Talented-Q/POSTER_V2",
         paper_name="POSTER++: A simpler and stronger facial expression recognition network",
         paper_ids=("arXiv:2301.12149",),

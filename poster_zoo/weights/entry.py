@@ -79,6 +79,8 @@ class Weights:
         paper_name: Title of the paper.
         paper_ids: Such as "arXiv:2204.04083".
         upstream_file: The file that the authors publish, as they call it.
+        upstream_layout: The names that authors' files of this model have, a key of `upstream.LAYOUTS`.
+        upstream_bgr: Whether the authors trained it on images in the order blue, green, red.
         tag: Provenance, the part of a timm name after the dot.
         first_conv: Names of the layers that see the image.
         classifier: Name of the layer that gives the logits.
@@ -102,6 +104,8 @@ class Weights:
     paper_name: str | None = None
     paper_ids: tuple[str, ...] = ()
     upstream_file: str | None = None
+    upstream_layout: str | None = None
+    upstream_bgr: bool = False
     first_conv: tuple[str, ...] = ()
     classifier: str | None = None
     pool_size: tuple[int, int] | None = None

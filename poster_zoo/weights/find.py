@@ -272,9 +272,8 @@ def _download(
         except _client_errors() as error:
             if (_status(error) or 0) < 500:
                 raise
-            return Path(
-                download()
-            )  # the client repeats its first request, for the headers, but not the one for the body
+            # Where the Hub fails, the client repeats the request for a file's headers, but not the one for its body.
+            return Path(download())
     except _client_errors() as error:
         raise WeightsNotFoundError(_explain(error, repo_id, filename, revision)) from error
 
@@ -513,8 +512,8 @@ def _explain_connection(error: BaseException, repo_id: str) -> str:
 
 
 def _root_cause(error: BaseException) -> str:
-    """Return what the system said first, or else the first line of the error itself."""
-    said = str(error).strip().partition("\n")[0] or type(error).__name__
+    """Return what the system said first, or else the first sentence of the error itself."""
+    said = re.split(r"\.?\s*\n|\. |\.$", str(error).strip())[0] or type(error).__name__
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:

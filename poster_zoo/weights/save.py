@@ -6,12 +6,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from poster_zoo.errors import LabelError, WeightsError
 from poster_zoo.models._registry import create_model
@@ -91,8 +91,16 @@ def save_pretrained(
     return write_folder(folder, tensors, config)
 
 
-def write_folder(folder: str | Path, tensors: dict[str, Any], config: dict[str, Any], **texts: str) -> Path:
-    """Write tensors, config and further text files (by name) into a folder, all of them or none.
+def write_folder(
+    folder: str | Path, tensors: Mapping[str, Tensor] | Path, config: dict[str, Any], **texts: str
+) -> Path:
+    """Write weights, config and further text files (by name) into a folder; each file is whole or not there.
+
+    Args:
+        folder: Where to; made where it is missing.
+        tensors: The weights, or a safetensors file to copy.
+        config: The config.json.
+        **texts: Other files' content.
 
     Raises:
         WeightsError: The folder cannot be written.
@@ -102,7 +110,10 @@ def write_folder(folder: str | Path, tensors: dict[str, Any], config: dict[str, 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
-        save_file(tensors, beside / "model.safetensors", metadata={"format": "pt"})
+        if isinstance(tensors, Path):
+            shutil.copyfile(tensors, beside / "model.safetensors")
+        else:
+            save_file(dict(tensors), beside / "model.safetensors", metadata={"format": "pt"})
         (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for name, text in texts.items():
             (beside / name).write_text(text, encoding="utf-8")

@@ -38,15 +38,11 @@ class Layout:
         name: What messages call it.
         rules: Release name → our name.
         drops: Release name → why it is not used.
-        stems: Our names of the layers that see the image.
-        bgr_stems: Which of them were trained on BGR in every file of this layout.
     """
 
     name: str
     rules: tuple[Rule, ...]
-    drops: tuple[tuple[str, str], ...]
-    stems: tuple[str, ...]
-    bgr_stems: tuple[str, ...] = ()
+    drops: tuple[tuple[str, str], ...] = ()
 
 
 def rename(layout: Layout, names: Iterable[str]) -> Renaming:
@@ -152,7 +148,6 @@ _IR_EMBEDDING: Rule = (
 )
 
 _NO_EMBEDDING = (r"^ir_back\.output_layer\.", "embedding head of the image stream, never run")
-_STREAM_STEMS = ("image_stream.stem.conv", "landmark_stream.stem.0.conv")
 
 # --------------------------------------------------------------------------------------------------------- whole nets
 
@@ -214,24 +209,18 @@ _V2_RULES: tuple[Rule, ...] = (
 
 LAYOUTS = {
     "poster": Layout(
-        "POSTER",
-        rules=_POSTER_RULES,
-        drops=(_NO_EMBEDDING, (r"^pyramid_fuse\.cls_token$", "class token, never used")),
-        stems=_STREAM_STEMS,
+        "POSTER", _POSTER_RULES, drops=(_NO_EMBEDDING, (r"^pyramid_fuse\.cls_token$", "class token, never used"))
     ),
     "poster_v2": Layout(
         "POSTER++",
-        rules=_V2_RULES,
+        _V2_RULES,
         drops=(
             _NO_EMBEDDING,
             (r"^VIT\.(patch_embed|eca_block|CON1|IRLinear[12])\.", "spare layer of the ViT, never run"),
             (r"^VIT\.blocks\.\d+\.conv\.", "token mix of the ViT's blocks, never run"),
-            (r"^attn[123]\.relative_position_index$", "index computed anew"),
+            (r"^attn[123]\.relative_position_index$", "index, computed anew"),
         ),
-        stems=_STREAM_STEMS,
     ),
-    "ir50": Layout("IR-50", rules=(*_under("", "trunk.", _IR_THROUGH), _IR_EMBEDDING), drops=(), stems=("trunk.stem.conv",)),
-    "mobilefacenet": Layout(
-        "MobileFaceNet", rules=_MOBILEFACENET, drops=(), stems=("stem.0.conv",), bgr_stems=("stem.0.conv",)
-    ),
+    "ir50": Layout("IR-50", (*_under("", "trunk.", _IR_THROUGH), _IR_EMBEDDING)),
+    "mobilefacenet": Layout("MobileFaceNet", _MOBILEFACENET),
 }
