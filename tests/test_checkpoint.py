@@ -844,7 +844,7 @@ def test_a_directory_that_points_elsewhere_is_refused(tmp_path: Path, honest: by
 
 
 def test_a_directory_that_points_before_the_file_is_refused(tmp_path: Path, honest: bytes) -> None:
-    # An archive's comment holds a record; the directory counts from 1,000 bytes before the file, and for this record back.
+    # The archive's comment holds a record, which the directory places that far before the beginning of the file.
     with zipfile.ZipFile(io.BytesIO(honest)) as archive:
         entries, directory = archive.infolist(), archive.start_dir
     record = honest[entries[2].header_offset : entries[3].header_offset]

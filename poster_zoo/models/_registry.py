@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import inspect
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,6 @@ class ModelInfo:
         doc: One line.
         weights: Its entry.
         parameters: Number of parameters, landmark stream included.
-        macs: Multiply-adds of one forward of one image, as torch's FlopCounterMode counts them (half its flops).
         source: Where `pretrained=True` would take the weights from on this machine, and why.
     """
 
@@ -125,8 +125,19 @@ class ModelInfo:
     doc: str
     weights: Weights
     parameters: int
-    macs: int
     source: Found
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-adds of one forward of one image, as torch's FlopCounterMode counts them (half its flops)."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with torch.device("meta"):
+            model = create_model(self.name).eval()
+            image = torch.empty(1, 3, *self.weights.preprocessing.size)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(image)
+        return int(counter.get_total_flops()) // 2
 
 
 def model_info(name: str) -> ModelInfo:
@@ -135,19 +146,13 @@ def model_info(name: str) -> ModelInfo:
     Raises:
         UnknownModelError: There is no such model.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     entry = _entry(name)
     with torch.device("meta"):
-        model = create_model(name).eval()
-        image = torch.empty(1, 3, *entry.preprocessing.size)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image)
+        model = create_model(name)
     return ModelInfo(
         name=name,
         doc=inspect.getdoc(model_entrypoint(name)) or "",
         weights=entry,
         parameters=sum(p.numel() for p in model.parameters()),
-        macs=counter.get_total_flops() // 2,
         source=find_weights(weights_name(name), entry),
     )

@@ -1,0 +1,193 @@
+"""Weights loaded into models: strict everywhere but where the caller asked for something else."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import poster_zoo
+from poster_zoo.errors import LabelError, WeightsError, WeightsMismatchError, WeightsNotFoundError
+
+TINY = ["poster_tiny", "poster_tiny_baseline", "poster_tiny_image", "mobilefacenet"]
+
+
+def same(a: nn.Module, b: nn.Module, but: tuple[str, ...] = ()) -> bool:
+    ours, theirs = a.state_dict(), b.state_dict()
+    names = [n for n in ours if not n.startswith(but)] if but else list(ours)
+    return all(torch.equal(ours[n], theirs[n]) for n in names)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """A model with random weights, and the folder it was saved in."""
+    torch.manual_seed(1)
+    model = poster_zoo.create_model("poster_tiny").eval()
+    return model, poster_zoo.save_pretrained(model, tmp_path_factory.mktemp("saved") / "tiny")
+
+
+# ------------------------------------------------------------------------------------------------------------- folders
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_saved_model_comes_back_as_it_was(name: str, tmp_path: Path) -> None:
+    model = poster_zoo.create_model(name, num_classes=6).eval()
+    labels = ["a", "b", "c", "d", "e", "f"]
+    folder = poster_zoo.save_pretrained(model, tmp_path / "saved", label_names=labels)
+    x = torch.randn(2, 3, 112, 112)
+    for again in (poster_zoo.from_pretrained(folder), timm.create_model(f"local-dir:{folder}", pretrained=True)):
+        with torch.inference_mode():
+            assert torch.equal(again.eval()(x), model(x))
+        assert list(again.pretrained_cfg["label_names"]) == labels
+        assert again.pretrained_cfg["mean"] == pytest.approx(model.pretrained_cfg["mean"])
+
+
+def test_transformers_pipeline_reads_a_saved_folder_labels_included(tiny: tuple[Any, Path], root: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    model, folder = tiny
+    answers = transformers.pipeline("image-classification", model=str(folder), top_k=8)(str(root / "examples/face.png"))
+    image = poster_zoo.create_transform(model)(poster_zoo.read_image(root / "examples/face.png"))
+    with torch.inference_mode():
+        expected = model(image[None]).softmax(1)[0].tolist()
+    labels = model.pretrained_cfg["label_names"]
+    assert {a["label"]: a["score"] for a in answers} == pytest.approx(dict(zip(labels, expected, strict=True)), abs=1e-5)
+
+
+def test_a_grey_model_of_another_shape_comes_back(tmp_path: Path) -> None:
+    model = poster_zoo.create_model("poster_tiny", in_chans=1, depth=1, num_classes=2).eval()
+    folder = poster_zoo.save_pretrained(model, tmp_path, label_names=["no", "yes"], model_args={"depth": 1})
+    again = poster_zoo.from_pretrained(folder).eval()
+    assert same(again, model)
+    assert again.in_chans == 1
+
+
+def test_labels_of_another_head_are_not_kept(tmp_path: Path) -> None:
+    folder = poster_zoo.save_pretrained(poster_zoo.create_model("poster_tiny", num_classes=3), tmp_path)
+    assert "label_names" not in json.loads((folder / "config.json").read_text())
+    with pytest.raises(LabelError, match="2 label names were given for a model of 3 classes"):
+        poster_zoo.save_pretrained(poster_zoo.create_model("poster_tiny", num_classes=3), tmp_path, ["a", "b"])
+
+
+def test_nothing_is_left_behind_where_a_folder_cannot_be_written(tiny: tuple[Any, Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(WeightsError, match="cannot be saved"):
+        poster_zoo.save_pretrained(tiny[0], tmp_path / "file")
+    (tmp_path / "model" / "config.json").mkdir(parents=True)
+    with pytest.raises(WeightsError, match="cannot be saved"):
+        poster_zoo.save_pretrained(tiny[0], tmp_path / "model")
+    assert not [f for f in (tmp_path / "model").iterdir() if f.name.startswith(".")]
+
+
+def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsNotFoundError, match=r"holds no config\.json"):
+        poster_zoo.create_model(f"local-dir:{tmp_path}")
+
+
+# ------------------------------------------------------------------------------------------------------------- loading
+
+
+def test_weights_from_a_file_or_a_folder(tiny: tuple[Any, Path]) -> None:
+    model, folder = tiny
+    for place in (folder, folder / "model.safetensors", str(folder)):
+        assert same(poster_zoo.create_model("poster_tiny", weights=place), model)
+
+
+def test_new_head_keeps_the_rest_strict(tiny: tuple[Any, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, folder = tiny
+    with caplog.at_level(logging.WARNING):
+        other = poster_zoo.create_model("poster_tiny", weights=folder, num_classes=5)
+    assert [r.getMessage() for r in caplog.records if "head is new" in r.getMessage()] == [
+        "poster_tiny: the head is new, for 5 classes; every other tensor comes from the weights."
+    ]
+    assert other.get_classifier().out_features == 5
+    assert same(other, model, but=("head.",))
+
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["fusion.norm.weight"]
+    save_file(tensors, tmp_path / "less.safetensors")
+    with pytest.raises(WeightsMismatchError, match=r"fusion\.norm\.weight: expected \(160,\), not in the file"):
+        poster_zoo.create_model("poster_tiny", weights=tmp_path / "less.safetensors", num_classes=5)
+
+
+def test_no_classes_load_everything_but_the_head(tiny: tuple[Any, Path], caplog: pytest.LogCaptureFixture) -> None:
+    model, folder = tiny
+    headless = poster_zoo.create_model("poster_tiny", weights=folder, num_classes=0).eval()
+    x = torch.randn(1, 3, 112, 112)
+    with torch.inference_mode():
+        assert torch.equal(headless(x), model.forward_head(model.forward_features(x), pre_logits=True))
+    assert not caplog.records
+
+
+def test_grey_stems_answer_as_colour_stems_do_to_grey_images(tiny: tuple[Any, Path]) -> None:
+    model, folder = tiny
+    grey = poster_zoo.create_model("poster_tiny", weights=folder, in_chans=1).eval()
+    x = torch.randn(2, 1, 112, 112)
+    with torch.inference_mode():
+        torch.testing.assert_close(grey(x), model(x.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)
+
+
+def test_wrong_weights_are_one_error_that_names_the_first_tensors(tiny: tuple[Any, Path]) -> None:
+    with pytest.raises(WeightsMismatchError, match=r"do not fit poster_tiny_image: \d+ of its tensors differ \(trunk\."):
+        poster_zoo.create_model("poster_tiny_image", weights=tiny[1])
+    with pytest.raises(WeightsMismatchError, match=r"expected .*, found "):
+        poster_zoo.create_model("poster_tiny", weights=tiny[1], embed_dim=80)
+
+
+def test_features_only_loads_the_weights(tiny: tuple[Any, Path]) -> None:
+    model, folder = tiny
+    wrapped = poster_zoo.create_model("poster_tiny", weights=folder, features_only=True)
+    assert same(wrapped.model.image_stream, model.image_stream)
+
+
+def test_pretrained_without_weights_raises_and_says_what_to_do() -> None:
+    with pytest.raises(WeightsNotFoundError) as error:
+        timm.create_model("poster_rafdb", pretrained=True)
+    message = str(error.value)
+    assert "rafdb_best.pth" in message
+    assert "github.com/zczcwh/POSTER" in message
+    assert "poster-zoo convert rafdb_best.pth --model poster_rafdb --install" in message
+    assert len(message.splitlines()) <= 8
+    with pytest.raises(WeightsNotFoundError):
+        poster_zoo.create_model("poster_tiny_image", pretrained=True)
+
+
+def test_pickles_are_refused_as_weights(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "weights.pth")
+    with pytest.raises(WeightsError, match="poster-zoo convert"):
+        poster_zoo.create_model("poster_tiny", weights=tmp_path / "weights.pth")
+
+
+def test_fine_tuning_is_four_lines_of_plain_torch(tiny: tuple[Any, Path]) -> None:
+    model = poster_zoo.create_model("poster_tiny", weights=tiny[1], num_classes=2).train()
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-3)
+    x, y = torch.randn(8, 3, 112, 112), torch.tensor([0, 1] * 4)
+    losses = []
+    for _ in range(6):
+        loss = nn.functional.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+# ------------------------------------------------------------------------------------------------------------- bundled
+
+
+def test_bundled_weights_know_the_expression_on_the_example(root: Path) -> None:
+    answer = poster_zoo.Predictor("poster_tiny")(root / "examples" / "face.png")
+    assert answer.label == "Happiness"  # the astronaut in the portrait smiles
+    assert sum(answer.probabilities.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_bundled_weights_fit_in_the_package(root: Path) -> None:
+    file = root / "poster_zoo" / "weights" / "bundled" / "poster_tiny.safetensors"
+    assert file.stat().st_size <= 8_000_000
+    assert poster_zoo.model_info("poster_tiny").source.source == "bundled"
