@@ -215,6 +215,9 @@ def test_safetensors_are_known_by_their_bytes_whatever_the_name(tmp_path: Path) 
     found = state_dict(read_checkpoint(tmp_path / "looks_like.pth.tar"))
     assert (set(found.tensors), found.wrapper, found.prefix) == ({"a", "b"}, None, "module.")
     assert_same(found.tensors["a"], tensors["module.a"])
+    before = (tmp_path / "looks_like.pth.tar").read_bytes()
+    found.tensors["a"].fill_(-1)
+    assert (tmp_path / "looks_like.pth.tar").read_bytes() == before
 
 
 def test_a_checkpoint_is_known_by_its_bytes_whatever_the_name(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["batch_size_option", "device_option", "examples", "json_option", "model_option", "plot_option"]
+__all__ = ["batch_size_option", "checkpoint_option", "device_option", "examples", "json_option", "load_model", "model_option", "plot_option"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -19,6 +19,13 @@ model_option = click.option(
     metavar="MODEL",
     help="A name of `poster-zoo list`, hf-hub:OWNER/NAME or local-dir:FOLDER.",
 )
+checkpoint_option = click.option(
+    "--checkpoint",
+    type=click.Path(),
+    metavar="FILE",
+    help="Weights to use: an authors' checkpoint as published, a safetensors file or a folder. The authors' files say "
+    "which model they are, except where several have the same tensors: then --model does.",
+)
 device_option = click.option(
     "--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps …  [default: a GPU where there is one]"
 )
@@ -28,6 +35,16 @@ batch_size_option = click.option(
 plot_option = click.option(
     "--plot", type=click.Path(), metavar="FILE", help="Draw a picture: .png, .svg or .pdf. Needs poster-zoo[plot]."
 )
+
+
+def load_model(ctx: click.Context, model: str, checkpoint: str | None) -> Any:
+    """Return what `Predictor` takes: the model's name, or the model of a checkpoint."""
+    if checkpoint is None:
+        return model
+    import poster_zoo
+
+    given = ctx.get_parameter_source("model") is click.core.ParameterSource.COMMANDLINE
+    return poster_zoo.load_checkpoint(checkpoint, model if given else None)
 
 
 def json_option(text: str) -> Callable[[F], F]:

@@ -7,14 +7,23 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from poster_zoo.cli.answers import AnswerWriter, CsvWriter, JsonWriter, TableWriter
 from poster_zoo.cli.errors import WrongUse
 from poster_zoo.cli.inputs import check_picture, find_images
-from poster_zoo.cli.options import batch_size_option, device_option, examples, json_option, model_option, plot_option
+from poster_zoo.cli.options import (
+    batch_size_option,
+    checkpoint_option,
+    device_option,
+    examples,
+    json_option,
+    load_model,
+    model_option,
+    plot_option,
+)
 from poster_zoo.cli.output import note, print_table
 from poster_zoo.errors import LabelError
 
@@ -29,6 +38,7 @@ if TYPE_CHECKING:
 )
 @click.argument("paths", metavar="IMAGE_OR_FOLDER...", nargs=-1, required=True, type=click.Path())
 @model_option
+@checkpoint_option
 @device_option
 @batch_size_option
 @json_option("Print one JSON object a line: source, label, score, probabilities; or source, error.")
@@ -46,6 +56,7 @@ def command(
     ctx: click.Context,
     paths: tuple[str, ...],
     model: str,
+    checkpoint: str | None,
     device: str | None,
     batch_size: int,
     as_json: bool,
@@ -70,7 +81,7 @@ def command(
     sheet = check_picture(plot, images)
     matrix = check_picture(plot if labels_file else None, images, suffix="_confusion")
 
-    predictor = _load(model, device, batch_size)
+    predictor = _load(load_model(ctx, model, checkpoint), device, batch_size)
     labels = predictor.labels
     truth = _read_truth(labels_file, images, labels)
     writer: AnswerWriter
@@ -93,7 +104,7 @@ def command(
     ctx.exit(1 if tally.failures else 0)
 
 
-def _load(model: str, device: str | None, batch_size: int) -> Predictor:
+def _load(model: Any, device: str | None, batch_size: int) -> Predictor:
     from poster_zoo.predict import Predictor
 
     # Where answers scroll by on the terminal, a bar would only be in their way; elsewhere the predictor decides.
@@ -102,7 +113,8 @@ def _load(model: str, device: str | None, batch_size: int) -> Predictor:
         predictor = Predictor(model, device=device, batch_size=batch_size, progress=False if scrolls else None)
         if predictor.labels:
             return predictor
-    raise WrongUse(f"The model {model!r} has no names of expressions; `poster-zoo list` shows which have classes.")
+    name = model if isinstance(model, str) else model.pretrained_cfg["architecture"]
+    raise WrongUse(f"The model {name!r} has no names of expressions; `poster-zoo list` shows which have classes.")
 
 
 @dataclass

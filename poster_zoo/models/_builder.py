@@ -25,7 +25,7 @@ from poster_zoo.errors import UnknownArgumentError, WeightsError, WeightsMismatc
 from poster_zoo.weights.entry import Weights
 from poster_zoo.weights.find import fetch_repository, fetch_weights
 
-__all__ = ["ENTRIES", "build_model", "load_weights", "register_weights", "weights_name"]
+__all__ = ["ENTRIES", "STREAMS", "build_model", "load_weights", "register_weights", "weights_name", "weights_tensors"]
 
 _logger = logging.getLogger(__name__)
 
@@ -33,6 +33,9 @@ Model = TypeVar("Model", bound=nn.Module)
 
 ENTRIES: dict[str, Weights] = {}
 """Every factory's entry by the factory's name; filled as the model files are imported."""
+
+STREAMS = ("ir50", "mobilefacenet")
+"""Whose weights `pretrained_streams=True` starts POSTER's image and landmark stream from."""
 
 # What timm's builder and its feature wrapper take beside the model's own arguments.
 _BUILDER_ARGUMENTS = ("features_only", "out_indices", "feature_cls", "output_fmt", "pretrained_model_args")
@@ -60,7 +63,8 @@ def build_model(cls: type[Model], variant: str, pretrained: bool, kwargs: dict[s
         variant: The factory's name.
         pretrained: Load the weights that the entry, or `pretrained_cfg` among `kwargs`, says. Either they are loaded
             or an error is raised.
-        kwargs: Arguments of the architecture and of timm's builder.
+        kwargs: Arguments of the architecture and of timm's builder; `pretrained_streams=True` starts the two streams
+            of a POSTER from the weights of `ir50` and `mobilefacenet`, as the authors' training does.
 
     Raises:
         UnknownArgumentError: A keyword that the architecture does not take.
@@ -72,12 +76,15 @@ def build_model(cls: type[Model], variant: str, pretrained: bool, kwargs: dict[s
         variant, options.pop("pretrained_cfg", None), options.pop("pretrained_cfg_overlay", None)
     )
     cache_dir = options.pop("cache_dir", None)
+    pretrained_streams = options.pop("pretrained_streams", False) if hasattr(cls, "load_streams") else False
     _refuse_unknown_arguments(cls, variant, options)
 
     def construct(**arguments: Any) -> Model:
         model = cls(**arguments)
+        if pretrained_streams and not pretrained:
+            model.load_streams(*(weights_tensors(name, cache_dir=cache_dir) for name in STREAMS))
         if pretrained:
-            load_weights(model, _weights_tensors(variant, cfg, cache_dir), cfg.first_conv, cfg.classifier, variant)
+            load_weights(model, weights_tensors(variant, cfg, cache_dir), cfg.first_conv, cfg.classifier, variant)
         return model
 
     features = {"feature_cls": "getter", "out_indices": None} if options.get("features_only") else None
@@ -94,8 +101,11 @@ def _refuse_unknown_arguments(cls: type[nn.Module], variant: str, options: Mappi
             )
 
 
-def _weights_tensors(variant: str, cfg: PretrainedCfg, cache_dir: str | Path | None) -> dict[str, Tensor]:
-    """Return the tensors that `cfg` points at: given ones, a file, a repository of its own, or the entry's."""
+def weights_tensors(
+    variant: str, cfg: PretrainedCfg | None = None, cache_dir: str | Path | None = None
+) -> dict[str, Tensor]:
+    """Return the tensors that `cfg` points at: given ones, a file, a repository of its own, or else the entry's."""
+    cfg = cfg or resolve_pretrained_cfg(variant)
     if cfg.state_dict is not None:
         return dict(cfg.state_dict)
     entry = ENTRIES[variant]

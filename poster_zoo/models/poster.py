@@ -13,6 +13,7 @@ weights do:
 `PosterBaseline` is the plain encoder that the paper's section 3.1 starts from. The `poster_tiny` family is ours.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +24,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from poster_zoo.labels import AFFECTNET7, AFFECTNET8, FERPLUS, RAFDB
-from poster_zoo.models._builder import build_model, register_weights
+from poster_zoo.models._builder import build_model, load_weights, register_weights
 from poster_zoo.models._features import IntermediatesMixin
 from poster_zoo.models.ir50 import IRNet, IRTrunk
 from poster_zoo.models.layers import (
@@ -320,6 +321,24 @@ class TwoStreams(IntermediatesMixin, nn.Module):
         if self.landmark_stream is not None:
             self.landmark_stream.requires_grad_(not frozen)
             self.landmark_stream.train(self.training and not frozen)
+
+    def load_streams(self, ir50: Mapping[str, Tensor], mobilefacenet: Mapping[str, Tensor]) -> None:
+        """Start both streams from the weights of the networks they are.
+
+        Both are taken in RGB order. (The authors' RAF-DB trainer feeds BGR to an IR-50 that was trained on RGB.)
+
+        Args:
+            ir50: Tensors of the zoo's `ir50`; its last stage and embedding are not needed.
+            mobilefacenet: Tensors of the zoo's `mobilefacenet`.
+
+        Raises:
+            WeightsMismatchError: The streams are not those networks, as in the tiny family.
+        """
+        stages = {f"stages.{i}." for i in range(len(self.feature_info))} | {"stem."}
+        trunk = {key.removeprefix("trunk."): t for key, t in ir50.items() if key.startswith("trunk.")}
+        trunk = {key: t for key, t in trunk.items() if key.startswith(tuple(stages))}
+        load_weights(self.image_stream, trunk, "stem.conv", name="the image stream")
+        load_weights(self.landmark_stream, mobilefacenet, "stem.0.conv", name="the landmark stream")
 
     def train(self, mode: bool = True) -> "Self":
         """Set training mode; a frozen landmark stream stays in eval mode."""

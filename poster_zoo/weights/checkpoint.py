@@ -5,8 +5,10 @@ machine of its own, which imports nothing and calls nothing but the few construc
 other name becomes a `Placeholder`, which takes whatever the program does to it and does nothing.
 
 Tensors are views of the file, mapped copy-on-write: memory is used when they are read, and writing to one leaves the
-file as it is. (The format from before PyTorch 1.6 does not align its numbers; those are copied.) A file that is not a
-checkpoint is recognised by its first bytes, never by its name, and refused by saying what it is.
+file as it is. (The format from before PyTorch 1.6 does not align its numbers; those are copied.) So the file must not
+be cut or overwritten in place while its tensors are in use; replacing it by renaming another does no harm.
+
+What a file is, its first bytes say, never its name; one that is no checkpoint is refused by saying what it is.
 """
 
 from __future__ import annotations
