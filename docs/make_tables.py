@@ -30,7 +30,8 @@ def source(entry: Weights) -> str:
     """Return where weights come from today."""
     if entry.bundled:
         return "bundled"
-    return f"convert `{entry.upstream_file}`" if entry.upstream_file else "none yet"
+    file = f"`{entry.upstream_file}`" if entry.upstream_file else "a checkpoint"
+    return f"convert {file}" if entry.upstream_layout else "none yet"
 
 
 def number(value: float | None, none: str) -> str:

@@ -17,6 +17,7 @@ __all__ = [
     "OptionError",
     "OutputError",
     "PosterZooError",
+    "PublishError",
     "UnknownArgumentError",
     "UnknownModelError",
     "WeightsError",
@@ -73,6 +74,10 @@ class WeightsMismatchError(WeightsError):
 
 class WeightsNotFoundError(PosterZooError, FileNotFoundError):
     """No weights for this model, anywhere they were looked for."""
+
+
+class PublishError(PosterZooError, OSError):
+    """Weights that the Hub did not take."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

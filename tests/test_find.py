@@ -190,7 +190,7 @@ def test_the_record_forgets_files_that_are_gone(tmp_path: Path) -> None:
 
 
 def test_weights_that_are_nowhere_lead_to_the_authors_file() -> None:
-    facts = {"upstream_file": "ir50 (backbone).pth", "origin_url": "https://authors.example/ir50"}
+    facts = {"upstream_layout": "ir50", "upstream_file": "ir50 (backbone).pth", "origin_url": "https://authors.example/ir50"}
     with pytest.raises(WeightsNotFoundError) as caught:
         fetch_weights(NAME, entry(**facts))
     lines = str(caught.value).splitlines()
@@ -207,7 +207,7 @@ def test_weights_that_nobody_publishes_lead_to_training() -> None:
     with pytest.raises(WeightsNotFoundError) as caught:
         fetch_weights("poster_tiny_image", entry(hub_id=None))
     assert len(str(caught.value).splitlines()) <= 8
-    assert "poster-zoo train --model poster_tiny_image" in str(caught.value)
+    assert "Build it with pretrained=False and train it" in str(caught.value)
     assert "pretrained=False" in str(caught.value)
 
 

@@ -38,6 +38,7 @@ FILES = {"config.json": CONFIG, "model.safetensors": WEIGHTS}
 OURS = "poster-zoo/poster_rafdb"
 ENTRY = {
     "hub_id": OURS,
+    "upstream_layout": "poster",
     "upstream_file": "rafdb_best.pth",
     "origin_url": "https://authors.example/poster",
 }

@@ -67,4 +67,4 @@ def _weights(model: ModelInfo) -> str:
     entry, source = model.weights, model.source.source
     if model.source.path is not None or (source == "hub" and (entry.sha256 or entry.revision)):
         return source
-    return f"none: convert {entry.upstream_file}" if entry.upstream_file else "none"
+    return f"none: convert {entry.upstream_file or 'a checkpoint'}" if entry.upstream_layout else "none"

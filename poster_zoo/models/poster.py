@@ -629,6 +629,7 @@ def _upstream_weights(name: str, labels: tuple[str, ...], tag: str = "", **facts
 
 
 _STEMS = ("image_stream.stem.conv", "landmark_stream.stem.0.conv")
+_UNNAMED_FILE = "The authors' README does not name the AffectNet checkpoints; convert knows them by their tensors."
 _RAFDB_METRICS = (
     Metric("RAF-DB test", "accuracy", published=0.9205),
     Metric("RAF-DB test", "mean class accuracy", published=0.8603),
@@ -673,7 +674,7 @@ WEIGHTS = {
         AFFECTNET7,
         "zheng_affectnet7",
         description="POSTER (large, without token mixing) for seven classes of AffectNet.",
-        upstream_file="affectnet-7-model_best.pth",
+        notes=(_UNNAMED_FILE,),
         metrics=(Metric("AffectNet-7 validation", "accuracy", published=0.6731),),
     ),
     "poster_affectnet8": _upstream_weights(
@@ -681,7 +682,7 @@ WEIGHTS = {
         AFFECTNET8,
         "zheng_affectnet8",
         description="POSTER (large, without token mixing) for eight classes of AffectNet.",
-        upstream_file="affectnet-8-model_best.pth",
+        notes=(_UNNAMED_FILE,),
         metrics=(Metric("AffectNet-8 validation", "accuracy", published=0.6334),),
     ),
     "poster_ferplus": _upstream_weights(

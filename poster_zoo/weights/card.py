@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
+from poster_zoo.labels import AFFECTNET8, canonical_label
 from poster_zoo.weights.entry import Metric, Weights
 
-__all__ = ["model_card"]
+__all__ = ["address_card", "model_card", "own_card"]
 
 # The Hub knows these by a name of its own, and wants others spelt out.
-_HUB_LICENSES = {"unknown": "unknown", "apache-2.0": "apache-2.0", "mit": "mit"}
+_HUB_LICENSES = ("unknown", "apache-2.0", "mit")
+_EXPRESSIONS = {canonical_label(label) for label in AFFECTNET8}
 
 _LIMITS = """\
 A label of this model says which expression people would write under the picture. It does not say what the person
@@ -33,38 +36,101 @@ def model_card(
         repository: "owner/name" on the Hub, where the weights are or go to; None where they stay on a machine.
         provenance: Where this very file comes from, in Markdown.
     """
-    front = _front_matter(name, entry, bool(label_names))
-    load = f"hf-hub:{repository}" if repository else name
-    parts = [
-        f"---\n{front}---",
+    load, pre = f"hf-hub:{repository}" if repository else name, entry.preprocessing
+    return _joined(
+        _front_matter(_license(entry.license) | _sorted_under(label_names) | _measured(name, entry)),
         f"# {name}",
         entry.description,
         _usage(load, bool(label_names)),
-        "## Input\n\n" + _input(entry),
+        _input("RGB", pre.size, pre.mean, pre.std, pre.interpolation),
+        _classes(label_names),
+        "## Measured\n\n" + _metrics(entry.metrics) if entry.metrics else "",
+        _limits(label_names),
+        "## Origin\n\n" + "\n".join(_origin(entry, provenance)),
+    )
+
+
+def own_card(config: Mapping[str, Any], entry: Weights, *, repository: str) -> str:
+    """Return the card of somebody's own weights, which says no more than their config.json does.
+
+    The entry's numbers, licence and data are those of other weights; only the paper on the architecture is named.
+    The front matter states no licence: that is for the owner to do.
+
+    Args:
+        config: The config.json, as `save_pretrained` writes it.
+        entry: The architecture's entry.
+        repository: "owner/name" on the Hub, with "@branch" where it is not the main one.
+    """
+    name, labels = config["architecture"], config.get("label_names", ())
+    args = ", ".join(f"{key}={value!r}" for key, value in config.get("model_args", {}).items())
+    origin = [f"- Architecture: `{name}` of poster-zoo" + (f", built with `{args}`" if args else "")]
+    if entry.paper_name:
+        origin.append(f"- Paper on the architecture: {entry.paper_name} ({entry.paper_ids[0]})")
+    origin += [
+        "- The weights are their owner's. No number in that paper was measured with them.",
+        "- Licence of the weights: not stated. If they were trained from others, the terms of those hold for them too.",
     ]
-    if label_names:
-        listed = "\n".join(f"{i}. {label}" for i, label in enumerate(label_names))
-        parts.append(f"## Classes, in the order of the logits\n\n{listed}")
-    if entry.metrics:
-        parts.append("## Measured\n\n" + _metrics(entry.metrics))
-    if label_names:
-        parts.append("## What it can and cannot tell\n\n" + _LIMITS.strip())
-    parts.append("## Origin\n\n" + "\n".join(_origin(entry, provenance)))
+    return _joined(
+        _front_matter(_sorted_under(labels)),
+        f"# {repository.partition('@')[0].rpartition('/')[2]}",
+        f"Weights for the architecture `{name}`" + (f", with {len(labels)} classes of their own." if labels else "."),
+        _usage(f"hf-hub:{repository}", bool(labels)),
+        _own_input(config["pretrained_cfg"]),
+        _classes(labels),
+        _limits(labels),
+        "## Origin\n\n" + "\n".join(origin),
+    )
+
+
+def address_card(card: str, name: str, repository: str) -> str:
+    """Return a card whose example, where it loads weights by the model's name, loads them from a repository instead."""
+    for classifies in (True, False):
+        card = card.replace(_usage(name, classifies), _usage(f"hf-hub:{repository}", classifies))
+    return card
+
+
+def _joined(*parts: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _front_matter(name: str, entry: Weights, classifies: bool) -> str:
-    fields: dict[str, Any] = {
-        "license": _HUB_LICENSES.get(entry.license, "other"),
-        "library_name": "timm",
-        "pipeline_tag": "image-classification" if classifies else "image-feature-extraction",
-        "tags": ["timm", "poster-zoo", *(["facial-expression-recognition"] if classifies else ["face"])],
-    }
-    index = [_indexed(metric) for metric in entry.metrics if metric.measured is not None]
-    if index:
-        fields["model-index"] = [{"name": name, "results": index}]
+def _front_matter(fields: Mapping[str, Any]) -> str:
     # Each value as JSON, which is YAML too: no text can break out of its field.
-    return "".join(f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in fields.items())
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items()]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _license(license: str) -> dict[str, str]:
+    return {"license": license} if license in _HUB_LICENSES else {"license": "other", "license_name": license}
+
+
+def _sorted_under(label_names: Sequence[str]) -> dict[str, Any]:
+    """Return the fields by which the Hub sorts models."""
+    subject = "facial-expression-recognition" if _names_expressions(label_names) else "face"
+    return {
+        "library_name": "timm",
+        "pipeline_tag": "image-classification" if label_names else "image-feature-extraction",
+        "tags": ["timm", "poster-zoo", subject],
+    }
+
+
+def _measured(name: str, entry: Weights) -> dict[str, Any]:
+    """Return the data and the numbers, where there are any."""
+    index = [_indexed(metric) for metric in entry.metrics if metric.measured is not None]
+    fields = {"datasets": list(entry.datasets), "model-index": [{"name": name, "results": index}] if index else []}
+    return {key: value for key, value in fields.items() if value}
+
+
+def _names_expressions(label_names: Sequence[str]) -> bool:
+    return any(canonical_label(label) in _EXPRESSIONS for label in label_names)
+
+
+def _classes(label_names: Sequence[str]) -> str:
+    listed = "\n".join(f"{i}. {label}" for i, label in enumerate(label_names))
+    return f"## Classes, in the order of the logits\n\n{listed}" if listed else ""
+
+
+def _limits(label_names: Sequence[str]) -> str:
+    return f"## What it can and cannot tell\n\n{_LIMITS.strip()}" if _names_expressions(label_names) else ""
 
 
 def _indexed(metric: Metric) -> dict[str, Any]:
@@ -85,12 +151,22 @@ def _usage(load: str, classifies: bool) -> str:
     )
 
 
-def _input(entry: Weights) -> str:
-    pre = entry.preprocessing
-    mean, std = (", ".join(f"{value:g}" for value in values) for values in (pre.mean, pre.std))
+def _own_input(cfg: Mapping[str, Any]) -> str:
+    channels, *size = cfg["input_size"]
+    if channels == 1:  # as `create_transform` does
+        return _input("Grey", size, [fmean(cfg["mean"])], [fmean(cfg["std"])], cfg["interpolation"])
+    colours = "RGB" if channels == 3 else f"{channels} channels"
+    return _input(colours, size, cfg["mean"], cfg["std"], cfg["interpolation"])
+
+
+def _input(
+    colours: str, size: Sequence[int], mean: Sequence[float], std: Sequence[float], interpolation: str
+) -> str:
+    means, stds = (", ".join(f"{value:g}" for value in values) for values in (mean, std))
     return (
-        f"RGB, resized to {pre.size[0]} × {pre.size[1]} pixels ({pre.interpolation}, antialiased, aspect ratio not kept), "
-        f"scaled to 0…1, mean ({mean}), standard deviation ({std}). `poster_zoo.create_transform(model)` does it."
+        f"## Input\n\n{colours}, resized to {size[0]} × {size[1]} pixels ({interpolation}, antialiased, aspect ratio "
+        f"not kept), scaled to 0…1, mean ({means}), standard deviation ({stds}). "
+        "`poster_zoo.create_transform(model)` does it."
     )
 
 
@@ -112,5 +188,6 @@ def _origin(entry: Weights, provenance: str) -> list[str]:
         lines.append(f"- Paper: {entry.paper_name} ({', '.join(entry.paper_ids)})")
     if entry.origin_url:
         lines.append(f"- Authors' code: {entry.origin_url}")
-    lines.append(f"- Licence of the weights: {'not stated by their authors' if entry.license == 'unknown' else entry.license}")
+    licence = "not stated by their authors" if entry.license == "unknown" else entry.license
+    lines.append(f"- Licence of the weights: {licence}")
     return lines + [f"- {note}" for note in entry.notes]

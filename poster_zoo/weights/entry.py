@@ -74,6 +74,7 @@ class Weights:
         label_names: Class names in the order of the logits; empty for a model that gives no classes.
         num_outputs: Width of the last layer where it is no class head (landmarks); None otherwise.
         license: SPDX identifier of the weights' licence, or "unknown".
+        datasets: The data they were trained on, by its ids on the Hub, "owner/name"; most data of the field is not there.
         description: One sentence.
         origin_url: Where the weights or their authors' code come from.
         paper_name: Title of the paper.
@@ -99,6 +100,7 @@ class Weights:
     bundled: str | None = None
     num_outputs: int | None = None
     license: str = "unknown"
+    datasets: tuple[str, ...] = ()
     description: str = ""
     origin_url: str | None = None
     paper_name: str | None = None

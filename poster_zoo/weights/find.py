@@ -32,11 +32,15 @@ from poster_zoo.weights.entry import Weights
 
 __all__ = [
     "CONFIG_FILE",
+    "CREDENTIALS",
     "WEIGHTS_FILE",
     "Found",
+    "client_errors",
+    "explain_connection",
     "fetch_repository",
     "fetch_weights",
     "find_weights",
+    "http_status",
     "hub_org",
     "hub_repository",
     "installed_folder",
@@ -50,7 +54,7 @@ _OUR_ORG = "poster-zoo"
 _BUNDLED = Path(__file__).parent / "bundled"
 _VERIFIED = "verified.json"
 _PICKLE = "pytorch_model.bin"
-_CREDENTIALS = "set HF_TOKEN or run `hf auth login`"
+CREDENTIALS = "set HF_TOKEN or run `hf auth login`"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -269,12 +273,12 @@ def _download(
     try:
         try:
             return Path(download())
-        except _client_errors() as error:
-            if (_status(error) or 0) < 500:
+        except client_errors() as error:
+            if (http_status(error) or 0) < 500:
                 raise
             # Where the Hub fails, the client repeats the request for a file's headers, but not the one for its body.
             return Path(download())
-    except _client_errors() as error:
+    except client_errors() as error:
         raise WeightsNotFoundError(_explain(error, repo_id, filename, revision)) from error
 
 
@@ -319,7 +323,7 @@ def _hub_sha256(repo_id: str, weights: Path) -> str | None:
         url = hf_hub_url(repo_id, WEIGHTS_FILE, revision=weights.parent.name)
         try:
             etag = get_hf_file_metadata(url).etag or ""
-        except _client_errors():
+        except client_errors():
             return None
     return etag if re.fullmatch("[0-9a-f]{64}", etag) else None
 
@@ -407,7 +411,7 @@ def _forget(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _client_errors() -> tuple[type[Exception], ...]:
+def client_errors() -> tuple[type[Exception], ...]:
     """Return what huggingface_hub lets out: its own errors, the disk's, those of its HTTP library and of hf_xet.
 
     The library is requests, httpx or httpx2, by version; the base of its errors is the base of `HfHubHTTPError`.
@@ -418,7 +422,7 @@ def _client_errors() -> tuple[type[Exception], ...]:
     return (OSError, RuntimeError, HFValidationError, *HfHubHTTPError.__bases__)
 
 
-def _status(error: BaseException) -> int | None:
+def http_status(error: BaseException) -> int | None:
     """Return the HTTP status that the Hub answered, be it in huggingface_hub's or the HTTP library's error, or None."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return status if isinstance(status, int) else None
@@ -449,11 +453,11 @@ def _explain(error: BaseException, repo_id: str, filename: str, revision: str | 
         return _explain_missing(repo_id, filename, revision)
     if isinstance(error, errors.GatedRepoError):
         return _explain_gated(repo_id)
-    if status := _status(error):
+    if status := http_status(error):
         return _explain_status(status, repo_id)
     if _is_disk_trouble(error):
         return _explain_disk(error, repo_id)
-    return _explain_connection(error, repo_id)
+    return explain_connection(error, repo_id)
 
 
 def _explain_missing(repo_id: str, filename: str, revision: str | None) -> str:
@@ -461,7 +465,7 @@ def _explain_missing(repo_id: str, filename: str, revision: str | None) -> str:
 
     if filename == CONFIG_FILE:
         return f"The repository {repo_id} has no {CONFIG_FILE}, which would say what model it is; it must have one."
-    with contextlib.suppress(*_client_errors()):
+    with contextlib.suppress(*client_errors()):
         if file_exists(repo_id, _PICKLE, revision=revision):
             return (
                 f"The repository {repo_id} has {_PICKLE} but no {WEIGHTS_FILE}, and no pickle is loaded from the Hub; "
@@ -474,18 +478,18 @@ def _explain_gated(repo_id: str) -> str:
     from huggingface_hub import constants
 
     page = f"{constants.ENDPOINT}/{repo_id}"
-    return f"The repository {repo_id} is gated: accept its terms at {page}, then {_CREDENTIALS}."
+    return f"The repository {repo_id} is gated: accept its terms at {page}, then {CREDENTIALS}."
 
 
 def _explain_status(status: int, repo_id: str) -> str:
     from huggingface_hub import constants
 
     if status == 401:
-        return f"The Hub answers 401: {repo_id} is private or not there; check the name, and {_CREDENTIALS}."
+        return f"The Hub answers 401: {repo_id} is private or not there; check the name, and {CREDENTIALS}."
     if status == 403:
-        return f"The Hub answers 403: your token may not read {repo_id}; {_CREDENTIALS} with one that may."
+        return f"The Hub answers 403: your token may not read {repo_id}; {CREDENTIALS} with one that may."
     if status == 404:
-        return f"The Hub has no repository {repo_id} (404), or it is private; check the name, or {_CREDENTIALS}."
+        return f"The Hub has no repository {repo_id} (404), or it is private; check the name, or {CREDENTIALS}."
     return f"{constants.ENDPOINT} answers {status} for {repo_id}; try again later."
 
 
@@ -496,17 +500,17 @@ def _explain_disk(error: OSError, repo_id: str) -> str:
     return f"The Hub's cache cannot be used ({error.strerror}: {error.filename}); mend that, {remedy}."
 
 
-def _explain_connection(error: BaseException, repo_id: str) -> str:
+def explain_connection(error: BaseException, repo_id: str, *, upload: bool = False) -> str:
+    """Return one sentence: how the talk with the Hub broke off while a repository was fetched, or sent."""
     from huggingface_hub import constants
 
     # The HTTP libraries share no base for time-outs but the word in their names.
     if any("Timeout" in kind.__name__ for kind in type(error).__mro__):
-        return (
-            f"{constants.ENDPOINT} did not answer in time for {repo_id}; try again, "
-            "or allow more seconds by HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT."
-        )
+        patience = "" if upload else ", or allow more seconds by HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT"
+        return f"{constants.ENDPOINT} did not answer in time for {repo_id}; try again{patience}."
+    what = f"upload of {repo_id} to" if upload else f"download of {repo_id} from"
     return (
-        f"The download of {repo_id} from {constants.ENDPOINT} failed ({_root_cause(error)}); "
+        f"The {what} {constants.ENDPOINT} failed ({_root_cause(error)}); "
         "try again, and check the connection, the proxy and HF_ENDPOINT."
     )
 
@@ -527,14 +531,17 @@ def _nowhere(name: str, entry: Weights, happened: str) -> str:
     lines = [f"There are no weights for {name!r} on this machine, and none came from elsewhere.", happened]
     if hub_repository(entry) and _is_unpublished(entry):
         lines.append(f"Our organisation on the Hub, {_OUR_ORG}, has no weights yet.")
-    if entry.upstream_file is None:
-        return "\n".join([*lines, f"Train it (`poster-zoo train --model {name}`), or build it with pretrained=False."])
+    if entry.upstream_layout is None:
+        return "\n".join([*lines, "Build it with pretrained=False and train it, or choose one of `poster-zoo list --pretrained`."])
+    file = entry.upstream_file or "CHECKPOINT"
     where = f" at {entry.origin_url}" if entry.origin_url else ""
     return "\n".join(
         [
             *lines,
-            f"Make them from the authors' file: get {entry.upstream_file}, which they publish{where}, and run",
-            f"    poster-zoo convert {shlex.quote(entry.upstream_file)} --model {name} --install",
+            f"Make them from the authors' file: get {file}, which they publish{where}, and run"
+            if entry.upstream_file
+            else f"Make them from a checkpoint of the authors' code{where}: run",
+            f"    poster-zoo convert {shlex.quote(file)} --model {name} --install",
             "From then on pretrained=True finds them, without a network too.",
         ]
     )
