@@ -1,12 +1,13 @@
 """Draw the figures of the page on the method into docs/pages/figures.
 
-    python docs/make_figures.py
+    .venv/bin/python docs/make_figures.py
 
 Colours are Okabe and Ito's, which colour-blind readers tell apart; no figure says anything by colour alone.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import matplotlib as mpl
@@ -35,7 +36,14 @@ class Drawing:
         self.axes.set(xlim=(0, width), ylim=(0, height))
 
     def box(
-        self, x: float, y: float, width: float, text: str, look: tuple[str, str], height: float = 4, dashed: bool = False
+        self,
+        x: float,
+        y: float,
+        width: float,
+        text: str,
+        look: tuple[str, str],
+        height: float = 4,
+        dashed: bool = False,
     ) -> None:
         """Draw a box around the point (x, y) with one or two lines of text."""
         fill, edge = look
@@ -54,7 +62,9 @@ class Drawing:
         )
         self.text(x, y, text)
 
-    def text(self, x: float, y: float, text: str, align: str = "center", faint: bool = False, size: float = 8.5) -> None:
+    def text(
+        self, x: float, y: float, text: str, align: str = "center", faint: bool = False, size: float = 8.5
+    ) -> None:
         """Write words around the point (x, y), or beside it."""
         self.axes.text(
             x, y, text, ha=align, va="center", fontsize=size, color=FAINT if faint else TEXT, linespacing=1.35, zorder=5
@@ -62,21 +72,13 @@ class Drawing:
 
     def arrow(self, *points: Point, colour: str = "#333333") -> None:
         """Draw a line through points that ends in an arrow head."""
-        xs, ys = zip(*points, strict=True)
-        self.axes.plot(xs[:-1], ys[:-1], color=colour, linewidth=1.2, zorder=2, solid_joinstyle="round")
-        self.axes.annotate(
-            "",
-            points[-1],
-            points[-2],
-            arrowprops={
-                "arrowstyle": "-|>,head_width=0.22,head_length=0.45",
-                "color": colour,
-                "linewidth": 1.2,
-                "shrinkA": 0,
-                "shrinkB": 0,
-            },
-            zorder=4,
-        )
+        (x0, y0), (x1, y1) = points[-2:]
+        part = 0.9 / math.hypot(x1 - x0, y1 - y0)  # of the last stretch, for the head
+        neck = (x1 - part * (x1 - x0), y1 - part * (y1 - y0))
+        xs, ys = zip(*points[:-1], neck, strict=True)
+        self.axes.plot(xs, ys, color=colour, linewidth=1.2, zorder=2, solid_joinstyle="miter")
+        head = {"arrowstyle": "-|>,head_width=0.22,head_length=0.45", "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
+        self.axes.annotate("", points[-1], neck, arrowprops=head | {"color": colour}, zorder=4)
 
     def plus(self, x: float, y: float) -> None:
         """Draw a sum."""
@@ -96,130 +98,124 @@ class Drawing:
 
 def overview() -> None:
     """POSTER from the face to the logits."""
-    d = Drawing(78, 74)
-    image, landmark, middle, width = 20, 58, 39, 30
-    d.box(middle, 70.5, 30, "RGB face, 3 × 224 × 224", PLAIN)
-    d.box(middle, 64.5, 30, "resize by nearest neighbour, 3 × 112 × 112", PLAIN)
-    d.arrow((middle, 68.5), (middle, 66.5))
-    columns = {
-        image: (
-            IMAGE,
-            "image stream: IR-50",
+    d = Drawing(78, 75)
+    middle, width = 39, 30
+    d.box(middle, 72, width, "RGB face, 3 × 224 × 224", PLAIN)
+    d.box(middle, 66, width, "nearest neighbour: 3 × 112 × 112", PLAIN)
+    d.arrow((middle, 70), (middle, 68))
+    d.dot(middle, 62.2)
+    streams = (
+        (
+            (20, IMAGE, "image stream:\nIR-50", "right", -1),
             ("stem and stage 1: 64 × 56 × 56", "stage 2: 128 × 28 × 28", "stage 3: 256 × 14 × 14"),
-            "49 tokens of 1024, linear to 512",
-            "their mean first, + position: 50 × 512",
+            ("49 tokens of 1024, linear to 512", "their mean first, + position: 50 × 512"),
         ),
-        landmark: (
-            LANDMARK,
-            "landmark stream: MobileFaceNet, frozen",
+        (
+            (58, LANDMARK, "landmark stream:\nMobileFaceNet, frozen", "left", 1),
             ("stem and stage 1: 64 × 28 × 28", "stage 2: 128 × 14 × 14", "stage 3: 512 × 7 × 7"),
-            "49 tokens of 512",
-            "their mean first: 50 × 512",
+            ("49 tokens of 512", "their mean first: 50 × 512"),
         ),
-    }
-    d.dot(middle, 61)
-    d.axes.plot((middle, middle), (62.5, 61), color="#333333", linewidth=1.2, zorder=2)
-    for x, (look, title, stages, tokens, mean) in columns.items():
-        d.arrow((middle, 61), (x, 61), (x, 56.5))
-        d.text(x + (-1 if x < middle else 1), 58.6, title, "right" if x < middle else "left")
-        texts = (*stages, tokens, mean)
+    )
+    for (x, look, title, align, side), stages, tokens in streams:
+        d.arrow((middle, 64), (middle, 62.2), (x, 62.2), (x, 56.5))
+        d.text(x + side, 59.3, title, align)
+        texts = stages + tokens
         for i, text in enumerate(texts):
             y = 54.5 - 5.4 * i
             d.box(x, y, width, text, look)
             if i + 1 < len(texts):
                 d.arrow((x, y - 2), (x, y - 3.4))
-        d.arrow((x, 30.9), (x, 26), (middle + (-15 if x < middle else 15), 26))
-    d.box(middle, 26, 30, "all tokens: 100 × 512", FUSION)
-    d.box(middle, 19.6, 30, "pyramid cross-fusion, 8 blocks", FUSION, height=4.6)
-    d.box(middle, 13.6, 30, "LayerNorm, token 0 (the image's mean)", PLAIN)
-    d.box(middle, 8.2, 30, "gate:  x · σ(W₂ relu(W₁ x))", PLAIN)
-    d.box(middle, 2.8, 30, "linear head: a logit a class", PLAIN)
+        d.arrow((x, 30.9), (x, 26), (middle + 15 * side, 26))
+    d.box(middle, 26, width, "all tokens: 100 × 512", FUSION)
+    d.box(middle, 19.6, width, "pyramid cross-fusion, 8 blocks", FUSION, height=4.6)
+    d.text(middle + 16, 19.6, "4 in “small”,\n6 in “base”", "left", faint=True)
+    d.box(middle, 13.6, width, "LayerNorm, token 0 (the image’s mean)", PLAIN)
+    d.box(middle, 8.2, width, "gate:  x · σ(W₂ relu(W₁ x))", PLAIN)
+    d.box(middle, 2.8, width, "linear head: a logit a class", PLAIN)
     for top, bottom in ((24, 21.9), (17.3, 15.6), (11.6, 10.2), (6.2, 4.8)):
         d.arrow((middle, top), (middle, bottom))
-    d.text(middle + 16, 19.6, "4 in “small”,\n6 in “base”", "left", faint=True)
     d.save("overview")
 
 
 def cross_fusion() -> None:
     """One cross-fusion block: each stream's keys and values, asked by the other stream's tokens."""
-    d = Drawing(78, 72)
-    image, landmark, middle = 19, 59, 39
-    d.box(middle, 68.5, 26, "100 tokens come in", FUSION)
-    for x, look, name, other in ((image, IMAGE, "image", "landmark"), (landmark, LANDMARK, "landmark", "image")):
-        left = x < middle
-        inner, outer = (x + 8, x - 8) if left else (x - 8, x + 8)
-        residual = x - 17 if left else x + 17
-        d.arrow((middle + (-13 if left else 13), 68.5), (x, 68.5), (x, 64))
-        d.text(x, 62.6, f"X: 50 {name} tokens", size=9)
-        d.axes.plot((x, x), (61.2, 60), color="#333333", linewidth=1.2, zorder=2)
-        # own tokens to keys and values; the other stream's come over the middle as queries
-        d.arrow((x, 60), (outer, 60), (outer, 57))
-        d.box(outer, 55, 14, "LayerNorm", look)
-        d.arrow((outer, 53), (outer, 50.4))
-        d.box(outer, 47.9, 14, "linear: K and V\nof the own tokens", look, height=5)
-        d.box(inner, 55, 13, "LayerNorm\n(the same one)", look, height=4.6)
-        d.arrow((inner, 52.7), (inner, 42.4))
-        d.text(inner + (1 if left else -1), 47.6, f"Q: the {other}\ntokens as\nthey are", "left" if left else "right")
-        d.arrow((outer, 45.4), (outer, 42.4))
-        d.box(x, 40, 30, "softmax(Q Kᵀ / √d) V,  8 heads", look, height=4.8)
-        d.arrow((x, 37.6), (x, 35.8))
-        d.box(x, 33.8, 30, "linear", look)
-        d.arrow((x, 31.8), (x, 30.3))
-        d.plus(x, 29.2)
-        d.arrow((x, 60), (residual, 60), (residual, 29.2), (x + (-1.1 if left else 1.1), 29.2))
-        d.arrow((x, 28.1), (x, 24.3))
-        d.dot(x, 26.4)
-        d.box(x, 22.2, 30, "LayerNorm → linear → GELU → linear", look)
-        d.arrow((x, 20.2), (x, 18.7))
-        d.plus(x, 17.6)
-        d.arrow((x, 26.4), (residual, 26.4), (residual, 17.6), (x + (-1.1 if left else 1.1), 17.6))
-        d.arrow((x, 16.5), (x, 11.5), (middle + (-13 if left else 13), 11.5))
-        d.dot(x, 60)
-    for start, end, colour in ((image, landmark - 8, IMAGE[1]), (landmark, image + 8, LANDMARK[1])):
-        y = 60 if start == image else 58.8
-        d.arrow((start, 60), (start, y), (end, y), (end, 57.3), colour=colour)
-    d.box(middle, 11.5, 26, "100 tokens", FUSION)
-    d.arrow((middle, 9.5), (middle, 6.2))
-    d.box(middle, 3.6, 50, "mix: each token a learned sum of all 100\n(released for RAF-DB, absent for AffectNet)", FUSION, 5, True)
+    d = Drawing(78, 74)
+    middle = 39
+    streams = ((19, IMAGE, "image", "landmark", -1), (59, LANDMARK, "landmark", "image", 1))
+    d.box(middle, 71, 26, "100 tokens come in", FUSION)
+    for x, look, name, other, side in streams:
+        inner, outer, skip = x - 8 * side, x + 8 * side, x + 17 * side
+        d.arrow((middle + 13 * side, 71), (x, 71), (x, 66.4))
+        d.text(x, 65, f"X: 50 {name} tokens", size=9)
+        # The own tokens, for keys and values; the other stream's are drawn below.
+        d.arrow((x, 63.6), (x, 62.4), (outer, 62.4), (outer, 59))
+        d.dot(x, 62.4)
+        d.box(outer, 57, 14, "LayerNorm", look)
+        d.arrow((outer, 55), (outer, 52.4))
+        d.box(outer, 49.9, 14, "linear: K and V\nof the own tokens", look, height=5)
+        d.arrow((outer, 47.4), (outer, 44.4))
+        d.box(inner, 57, 13, "LayerNorm\n(the same one)", look, height=4.6)
+        d.arrow((inner, 54.7), (inner, 44.4))
+        d.text(inner - side, 49.6, f"Q: the {other}\ntokens, without\na projection", "left" if side < 0 else "right")
+        d.box(x, 42, 30, "softmax(Q Kᵀ / √d) V,  8 heads", look, height=4.8)
+        d.arrow((x, 39.6), (x, 37.8))
+        d.box(x, 35.8, 30, "linear", look)
+        d.arrow((x, 33.8), (x, 32.3))
+        d.plus(x, 31.2)
+        d.arrow((x, 62.4), (skip, 62.4), (skip, 31.2), (x + 1.1 * side, 31.2))
+        d.arrow((x, 30.1), (x, 26.3))
+        d.dot(x, 28.4)
+        d.box(x, 24.2, 30, "LayerNorm → linear → GELU → linear", look)
+        d.arrow((x, 22.2), (x, 20.7))
+        d.plus(x, 19.6)
+        d.arrow((x, 28.4), (skip, 28.4), (skip, 19.6), (x + 1.1 * side, 19.6))
+        d.arrow((x, 18.5), (x, 13.5), (middle + 13 * side, 13.5))
+    (image, (_, image_edge), *_), (landmark, (_, landmark_edge), *_) = streams
+    d.arrow((image, 62.4), (landmark - 8, 62.4), (landmark - 8, 59.3), colour=image_edge)
+    d.arrow((landmark, 62.4), (landmark, 60.9), (image + 8, 60.9), (image + 8, 59.3), colour=landmark_edge)
+    d.box(middle, 13.5, 26, "100 tokens", FUSION)
+    d.arrow((middle, 11.5), (middle, 8.6))
+    mix = "mix: each token a learned sum of all 100\n(released for RAF-DB, not for AffectNet)"
+    d.box(middle, 6, 50, mix, FUSION, 5, dashed=True)
+    d.arrow((middle, 3.5), (middle, 0.8))
     d.save("cross_fusion")
 
 
 def pyramid() -> None:
     """The three levels, and what a block adds upwards."""
-    d = Drawing(78, 42)
-    rows = {"large": (34, "100 × 512"), "medium": (22, "100 × 256"), "small": (10, "100 × 128")}
-    x_in, x_fuse, x_sum, x_dots, x_last, x_end = 9, 27, 42, 50.5, 58, 71
-    for level, (y, size) in rows.items():
-        d.box(x_in, y, 14, f"{level}\n{size}", PLAIN, height=5.4)
-        d.arrow((x_in + 7, y), (x_fuse - 8, y))
-        d.box(x_fuse, y, 16, f"cross-fusion,\n{size.split()[-1]} wide", FUSION, height=5.4)
+    d = Drawing(84, 43)
+    rows = {"large": (34, 512), "medium": (21, 256), "small": (8, 128)}
+    x_in, x_fuse, x_sum, x_dots, x_last = 11.5, 32, 46, 58, 66
+    for level, (y, features) in rows.items():
+        d.box(x_in, y, 13, f"{level}\n100 × {features}", PLAIN, height=5.4)
+        d.arrow((x_in + 6.5, y), (x_fuse - 7.5, y))
+        d.box(x_fuse, y, 15, f"cross-fusion,\n{features} wide", FUSION, height=5.4)
+        if level == "small":
+            d.arrow((x_fuse + 7.5, y), (x_dots - 2, y))
+            d.dot(x_sum, y)
+        else:
+            d.arrow((x_fuse + 7.5, y), (x_sum - 1.1, y))
+            d.plus(x_sum, y)
+            d.arrow((x_sum + 1.1, y), (x_dots - 2, y))
         d.text(x_dots, y, "…", size=13)
-        d.box(x_last, y, 9, "block\n8", FUSION, height=5.4)
-    d.arrow((x_in, 31.3), (x_in, 24.7))
-    d.text(x_in + 1, 28, "convolve, 2 in 1", "left", size=8)
-    d.arrow((x_in - 6, 31.3), (x_in - 6, 12.7))
-    d.text(x_in - 5, 16, "convolve, 4 in 1", "left", size=8)
-    for level, below in (("large", "medium"), ("medium", "small")):
-        y, y_below = rows[level][0], rows[below][0]
-        d.arrow((x_fuse + 8, y), (x_sum - 1.1, y))
-        d.plus(x_sum, y)
-        d.arrow((x_sum + 1.1, y), (x_dots - 2, y))
-        end = x_sum if below == "medium" else x_sum
-        d.arrow((end, y_below + (1.1 if below == "medium" else 0)), (end, y - 1.1))
-        d.text(x_sum + 1, (y + y_below) / 2, "widen,\n1 to 2", "left", size=8)
         d.arrow((x_dots + 2, y), (x_last - 4.5, y))
-    d.arrow((x_fuse + 8, 10), (x_dots - 2, 10))
-    d.dot(x_sum, 10)
-    d.arrow((x_dots + 2, 10), (x_last - 4.5, 10))
+    d.arrow((x_in, 31.3), (x_in, 23.7))
+    d.text(x_in + 1, 27.5, "convolution,\n2 features to 1", "left", size=8)
+    d.arrow((x_in - 6.5, 34), (2.2, 34), (2.2, 8), (x_in - 6.5, 8))
+    d.text(3.2, 14.5, "convolution,\n4 features to 1", "left", size=8)
+    for start, end in ((8, 19.9), (22.1, 32.9)):
+        d.arrow((x_sum, start), (x_sum, end))
+        d.text(x_sum + 0.8, (start + end) / 2, "widen,\n1 to 2", "left", size=8)
     d.axes.add_patch(
         FancyBboxPatch(
-            (17.8, 5), 28.6, 34.4, boxstyle="round,pad=0,rounding_size=1", fill=False, edgecolor="#888888", linestyle=":"
+            (23, 3), 30.5, 36, boxstyle="round,pad=0,rounding_size=1", fill=False, edgecolor="#888888", linestyle=":"
         )
     )
-    d.text(32, 40.8, "block 1", faint=True)
-    d.arrow((x_last + 4.5, 34), (x_end - 5.5, 34))
-    d.box(x_end, 34, 11, "LayerNorm,\ntoken 0", PLAIN, height=5.4)
-    d.text(x_end, 16, "medium and small\nend here: they\nreach the answer\nthrough the sums", faint=True, size=8)
+    d.text(38.2, 40.6, "block 1", faint=True)
+    d.box(x_last, 21, 9, "block 8,\nthe same\nagain", FUSION, height=33)
+    d.arrow((x_last + 4.5, 34), (73, 34))
+    d.box(78, 34, 10, "LayerNorm,\ntoken 0", PLAIN, height=5.4)
+    d.text(71.5, 14, "medium and\nsmall reach\nthe answer\nonly through\nthe sums", "left", faint=True, size=8)
     d.save("pyramid")
 
 

@@ -1,6 +1,6 @@
 """Measure how far each published network here is from its authors' code; print the table of the page on exactness.
 
-    python docs/measure_exactness.py
+    .venv/bin/python docs/measure_exactness.py
 
 It takes what `tests/test_parity.py` compares, through that file's own functions, and prints the largest absolute
 differences instead of passing or failing. Features on the way are measured where the folder of reference numbers lies
@@ -40,12 +40,12 @@ def answer_kind(variant: str) -> str:
     return next(kind for kind in ("logits", "embedding", "landmarks") if f"{variant}/{kind}" in parity.EXPECTED)
 
 
-def features_difference(variant: str, features: Mapping[str, Tensor]) -> tuple[float, str] | None:
-    """Return the largest difference on the way to the answer and where it is; None without the reference."""
+def features_difference(variant: str, features: Mapping[str, Tensor]) -> float | None:
+    """Return the largest difference on the way to the answer; None without the reference."""
     if not GOLDEN.is_dir():
         return None
     golden = load_file(GOLDEN / f"{variant}.safetensors")
-    return max((difference(actual, golden[name]), name) for name, actual in features.items())
+    return max(difference(actual, golden[name]) for name, actual in features.items())
 
 
 def face_difference(variant: str) -> float:
@@ -76,14 +76,16 @@ def row(variant: str) -> list[str]:
         f"{float(expected.abs().max()):.2f}",
         scientific(difference(model(x), expected)),
         scientific(landmarks),
-        "not measured" if on_the_way is None else f"{scientific(on_the_way[0])} ({on_the_way[1].replace('_', ' ')})",
+        "not measured" if on_the_way is None else scientific(on_the_way),
         scientific(face),
     ]
 
 
 def scientific(value: float | None) -> str:
-    """Return a difference with two digits, or a dash where the reference has none."""
-    return "–" if value is None else f"{value:.1e}"
+    """Return a difference with two digits; a dash where the reference has none, 0 where every bit is the same."""
+    if value is None:
+        return "–"
+    return f"{value:.1e}" if value else "0"
 
 
 if __name__ == "__main__":

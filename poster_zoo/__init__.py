@@ -33,6 +33,7 @@ from poster_zoo.models.poster_v2 import (
 )
 from poster_zoo.predict import Prediction, Predictor
 from poster_zoo.weights.convert import Conversion, convert, load_checkpoint
+from poster_zoo.weights.publish import Published, PublishedFile, push_to_hub
 from poster_zoo.weights.save import from_pretrained, save_pretrained
 
 __all__ = [
@@ -41,6 +42,8 @@ __all__ = [
     "PosterZooError",
     "Prediction",
     "Predictor",
+    "Published",
+    "PublishedFile",
     "__version__",
     "convert",
     "create_model",
@@ -67,6 +70,7 @@ __all__ = [
     "poster_v2_affectnet8",
     "poster_v2_caers",
     "poster_v2_rafdb",
+    "push_to_hub",
     "read_image",
     "save_pretrained",
 ]

@@ -47,7 +47,9 @@ def match_labels(names: Sequence[str], known: Sequence[str]) -> list[int]:
     """
     position = {canonical_label(label): i for i, label in enumerate(known)}
     if len(position) != len(known):
-        raise LabelError(f"The label names {', '.join(known)} hold the same expression twice; give each class one name.")
+        raise LabelError(
+            f"The label names {', '.join(known)} hold the same expression twice; give each class one name."
+        )
     missing = [name for name in names if canonical_label(name) not in position]
     if missing:
         raise LabelError(

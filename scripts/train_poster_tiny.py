@@ -32,7 +32,6 @@ from typing import Any
 
 import click
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -41,8 +40,11 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
-import poster_zoo  # registers poster_tiny with timm
+from poster_zoo import __version__
 from poster_zoo.labels import FERPLUS, RAFDB, match_labels
+from poster_zoo.models.ir50 import IRTrunk
+from poster_zoo.models.mobilefacenet import MobileFaceNet
+from poster_zoo.models.poster import poster_tiny
 from poster_zoo.weights.entry import FACE_112
 
 SIZE = FACE_112.size[0]
@@ -68,12 +70,15 @@ LEFT_EYE, RIGHT_EYE = 36, 45  # outer corners: their distance is the unit of the
 
 @dataclass(frozen=True)
 class Recipe:
-    """What one of the two trainings does; every field is an option of the command line."""
+    """What one of the three trainings does; `--set` changes any field."""
 
     epochs: int
     lr: float
     faces_an_epoch: int = 16_384  # drawn with replacement
+    stop_after: int = 0  # an epoch after which to stop before the schedule is through, 0 for none
     small_epochs: int = 0  # of these, how many at half the side, before those at full size
+    rarity: float = 0.5  # faces are drawn with weights ∝ 1 / frequency of their class to this power
+    augmentation: float = 1.0  # strength of what is done to the faces: 1 all of it, 0 mirroring alone
     batch_size: int = 64
     weight_decay: float = 0.05
     warmup: float = 0.08  # part of all steps
@@ -274,12 +279,14 @@ def erase(pixels: Tensor) -> Tensor:
     return torch.where(hole, torch.rand(n, 1, 1, 1), pixels)
 
 
-def augment(name: str, images: Tensor, points: Tensor, side: int) -> tuple[Tensor, Tensor]:
+def augment(name: str, images: Tensor, points: Tensor, side: int, strength: float) -> tuple[Tensor, Tensor]:
     """Turn (N, H, W, C) uint8 of the collection `name` into (N, 3, side, side) in 0…1, and move the points along."""
     n = len(images)
     pixels = images.permute(0, 3, 1, 2).float() / 255
     flip = torch.rand(n) < 0.5
-    affine = random_affine(n, (0.78, 1.12) if name == "ferplus" else (0.85, 1.35), flip)
+    upright = torch.eye(2, 3).repeat(n, 1, 1)
+    upright[:, 0, 0] -= 2 * flip.float()
+    affine = upright.lerp(random_affine(n, (0.78, 1.12) if name == "ferplus" else (0.85, 1.35), flip), strength)
     if name == "ferplus":
         pixels = warp(pixels, affine, side)
     else:
@@ -288,7 +295,7 @@ def augment(name: str, images: Tensor, points: Tensor, side: int) -> tuple[Tenso
         pixels = torch.cat([warp(coarse, affine[:half], side), warp(sharp, affine[half:], side)])
         if part:
             pixels = torch.cat([pixels[: n - part], through_jpeg(pixels[n - part :])])
-    return erase(photometric(pixels)), move_points(points, affine, flip)
+    return pixels.lerp(erase(photometric(pixels)), strength), move_points(points, affine, flip)
 
 
 def batches(
@@ -310,7 +317,7 @@ def batches(
             first += len(faces.labels)
             images, points, targets = (torch.from_numpy(a[rows]) for a in (faces.images, faces.points, faces.targets))
             if len(rows):
-                parts.append((*augment(name, images, points, side), targets))
+                parts.append((*augment(name, images, points, side, recipe.augmentation), targets))
         pixels, points, targets = (torch.cat(part) for part in zip(*parts, strict=True))
         yield normalise(pixels).contiguous(memory_format=torch.channels_last), targets, points
 
@@ -334,22 +341,23 @@ def side_in(epoch: int, recipe: Recipe) -> int:
 class ImageStream(nn.Module):
     """The image stream under a head of its own: mean over positions, linear. Takes any size."""
 
-    def __init__(self, stream: nn.Module, width: int) -> None:
-        """Take `stream`, whose last map has `width` channels."""
+    def __init__(self, stream: IRTrunk) -> None:
+        """Take `stream` itself, no copy."""
         super().__init__()
         self.stream = stream
-        self.head = nn.Linear(width, len(FERPLUS))
+        self.head = nn.Linear(stream.widths[-1], len(FERPLUS))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (B, 8)."""
-        return self.head(self.stream(x).mean((2, 3)))
+        logits: Tensor = self.head(self.stream(x).mean((2, 3)))
+        return logits
 
 
 class LandmarkStream(nn.Module):
     """The landmark stream, for any size: its last map is stretched to the 7 × 7 positions that its head expects."""
 
-    def __init__(self, stream: nn.Module) -> None:
-        """Take `stream`."""
+    def __init__(self, stream: MobileFaceNet) -> None:
+        """Take `stream` itself, no copy."""
         super().__init__()
         self.stream = stream
 
@@ -421,7 +429,7 @@ def train_landmarks(
     data: dict[str, Collection], valid: dict[str, Collection], out: Path, recipe: Recipe, device: torch.device
 ) -> None:
     """Fit poster_tiny's landmark stream to the points and write OUT/landmarks.safetensors."""
-    stream = timm.create_model("poster_tiny").get_submodule("landmark_stream").requires_grad_(True)
+    stream = poster_tiny().landmark_stream.requires_grad_(True)
     net = LandmarkStream(stream).to(device).to(memory_format=torch.channels_last)
     ema = ModelEmaV3(stream, decay=recipe.ema, use_warmup=True)
     optimizer = make_optimizer(net, recipe)
@@ -456,8 +464,7 @@ def train_image(
     data: dict[str, Collection], valid: dict[str, Collection], out: Path, recipe: Recipe, device: torch.device
 ) -> None:
     """Train the image stream alone and write OUT/image.safetensors."""
-    whole = timm.create_model("poster_tiny")
-    model = ImageStream(whole.get_submodule("image_stream"), whole.feature_info[-1]["num_chs"])
+    model = ImageStream(poster_tiny().image_stream)
     train_classifier("image", model, data, valid, out, recipe, device, torch.float32)
 
 
@@ -465,11 +472,11 @@ def train_expression(
     data: dict[str, Collection], valid: dict[str, Collection], out: Path, recipe: Recipe, device: torch.device
 ) -> None:
     """Train all but the landmark stream and write OUT/poster_tiny.safetensors."""
-    model = timm.create_model("poster_tiny", drop_rate=recipe.drop_rate, drop_path_rate=recipe.drop_path_rate)
-    model.get_submodule("landmark_stream").load_state_dict(load_file(out / "landmarks.safetensors"))
+    model = poster_tiny(drop_rate=recipe.drop_rate, drop_path_rate=recipe.drop_path_rate)
+    model.landmark_stream.load_state_dict(load_file(out / "landmarks.safetensors"))
     trained = load_file(out / "image.safetensors")
     stream = {name.removeprefix("stream."): t for name, t in trained.items() if name.startswith("stream.")}
-    model.get_submodule("image_stream").load_state_dict(stream)
+    model.image_stream.load_state_dict(stream)
     train_classifier("poster_tiny", model, data, valid, out, recipe, device, torch.half)
 
 
@@ -492,7 +499,7 @@ def train_classifier(
     valid = {key: faces[faces.labels >= 0] for key, faces in valid.items()}
     pixels = {key: product_pixels(faces.images) for key, faces in valid.items()}
     labels = torch.from_numpy(np.concatenate([faces.labels for faces in data.values()]))
-    weights = labels.bincount(minlength=len(FERPLUS)).float().rsqrt()[labels]  # ∝ 1/√frequency
+    weights = labels.bincount(minlength=len(FERPLUS)).clamp(min=1).float().pow(-recipe.rarity)[labels]
     steps_an_epoch = recipe.faces_an_epoch // recipe.batch_size
     steps = recipe.epochs * steps_an_epoch
 
@@ -506,7 +513,7 @@ def train_classifier(
         first_epoch, best = state["epoch"] + 1, state["best"]
     log, start = Log(out / f"{name}.csv", resumed=last.exists()), time.monotonic()
 
-    for epoch in range(first_epoch, recipe.epochs + 1):
+    for epoch in range(first_epoch, (recipe.stop_after or recipe.epochs) + 1):
         model.train()
         total, side = 0.0, side_in(epoch, recipe)
         first_step = (epoch - 1) * steps_an_epoch
@@ -624,12 +631,12 @@ def test_files(data: dict[str, Collection], out: Path, device: torch.device) -> 
         rated = faces[faces.labels >= 0]
         pixels = product_pixels(rated.images)
         for form, state in states.items():
-            model = timm.create_model("poster_tiny")
+            model = poster_tiny()
             model.load_state_dict({key: t.float() if t.is_floating_point() else t for key, t in state.items()})
             model.to(device)
             scores = score(confusion(model, pixels, rated.labels, device))
             report.setdefault(name, {})[form] = scores
-        report[name]["landmark_error"] = landmark_error(model.get_submodule("landmark_stream"), faces, device)
+        report[name]["landmark_error"] = landmark_error(model.landmark_stream, faces, device)
     return report
 
 
@@ -662,7 +669,7 @@ def main(stage: str, data: Path, cache: Path, out: Path, changes: tuple[str, ...
         click.echo(json.dumps(report, indent=2))
         return
     recipe = changed(RECIPES[stage], changes)
-    click.echo(f"poster_zoo {poster_zoo.__version__}, torch {torch.__version__}, {recipe}")
+    click.echo(f"poster_zoo {__version__}, torch {torch.__version__}, {recipe}")
     torch.manual_seed(recipe.seed)
     train = {"landmarks": train_landmarks, "image": train_image, "expression": train_expression}[stage]
     train(load(data, cache, "train"), load(data, cache, "valid"), out, recipe, target)

@@ -58,7 +58,9 @@ def test_a_release_is_recognised_sorted_and_folded(releases: Path, tmp_path: Pat
     written, released = load_file(tmp_path / "small" / "model.safetensors"), checkpoints.tensors("poster_rafdb_small")
     stem = released["ir_back.input_layer.0.weight"]
     assert torch.equal(written["image_stream.stem.conv.weight"], stem[:, [2, 1, 0]])
-    assert torch.equal(written["fusion.blocks.3.small.landmark.norm2.bias"], released["pyramid_fuse.blocks.3.block_s.norm4.bias"])
+    assert torch.equal(
+        written["fusion.blocks.3.small.landmark.norm2.bias"], released["pyramid_fuse.blocks.3.block_s.norm4.bias"]
+    )
     config = json.loads((tmp_path / "small" / "config.json").read_text())
     assert config["label_names"][0] == "Surprise"
     assert config["pretrained_cfg"]["mean"] == [0.406, 0.456, 0.485]
@@ -174,7 +176,9 @@ def run(*arguments: Any) -> Any:
 
 
 def test_json_counts_add_up(releases: Path, tmp_path: Path, root: Path) -> None:
-    done = run(releases / "mobilefacenet.pth.tar", "--out", tmp_path / "out", "--json", "--check", root / "examples/face.png")
+    done = run(
+        releases / "mobilefacenet.pth.tar", "--out", tmp_path / "out", "--json", "--check", root / "examples/face.png"
+    )
     assert done.exit_code == 0, done.output
     printed = json.loads(done.stdout)
     assert printed["model"] == "mobilefacenet"

@@ -18,7 +18,15 @@ from poster_zoo.models.poster_v2 import WindowCrossAttention
 
 ALL = poster_zoo.list_models()
 # Networks with the same code and other numbers need no second run of what is slow.
-SMALL = ["ir50", "mobilefacenet", "poster_small", "poster_tiny", "poster_tiny_baseline", "poster_tiny_image", "poster_v2"]
+SMALL = [
+    "ir50",
+    "mobilefacenet",
+    "poster_small",
+    "poster_tiny",
+    "poster_tiny_baseline",
+    "poster_tiny_image",
+    "poster_v2",
+]
 FUSED = [name for name in SMALL if name.startswith("poster") and name != "poster_tiny_image"]
 
 
@@ -247,7 +255,9 @@ def test_layers_are_grouped_for_layer_wise_learning_rates(name: str) -> None:
     from timm.optim import param_groups_layer_decay
 
     model = on_meta(name)
-    groups = param_groups_layer_decay(model, layer_decay=0.5, no_weight_decay_list=list(getattr(model, "no_weight_decay", set)()))
+    groups = param_groups_layer_decay(
+        model, layer_decay=0.5, no_weight_decay_list=list(getattr(model, "no_weight_decay", set)())
+    )
     scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     by_name = {n: scales[id(p)] for n, p in trainable(model).items()}
     assert by_name[next(iter(by_name))] == min(by_name.values())  # the stem learns slowest
@@ -255,7 +265,9 @@ def test_layers_are_grouped_for_layer_wise_learning_rates(name: str) -> None:
     assert all(scale == 1.0 for scale in head)
     assert len(set(by_name.values())) >= 5
     if "poster" in name and "image" not in name:
-        fusion, stage = (next(n for n in by_name if n.startswith(p)) for p in ("fusion.blocks.0", "image_stream.stages.2"))
+        fusion, stage = (
+            next(n for n in by_name if n.startswith(p)) for p in ("fusion.blocks.0", "image_stream.stages.2")
+        )
         assert by_name[fusion] > by_name[stage]
 
 
@@ -284,7 +296,9 @@ def test_features_only_keeps_nothing_but_the_stages_asked_for() -> None:
 # ------------------------------------------------------------------------------------------- compilers, formats, types
 
 
-@pytest.mark.parametrize("name", ["poster_tiny", "poster_tiny_baseline", "poster_tiny_image", "mobilefacenet", "poster_v2"])
+@pytest.mark.parametrize(
+    "name", ["poster_tiny", "poster_tiny_baseline", "poster_tiny_image", "mobilefacenet", "poster_v2"]
+)
 def test_compilers_take_the_whole_model(name: str) -> None:
     model = build(name)
     x = images(model)

@@ -57,7 +57,9 @@ def test_transformers_pipeline_reads_a_saved_folder_labels_included(tiny: tuple[
     with torch.inference_mode():
         expected = model(image[None]).softmax(1)[0].tolist()
     labels = model.pretrained_cfg["label_names"]
-    assert {a["label"]: a["score"] for a in answers} == pytest.approx(dict(zip(labels, expected, strict=True)), abs=1e-5)
+    assert {a["label"]: a["score"] for a in answers} == pytest.approx(
+        dict(zip(labels, expected, strict=True)), abs=1e-5
+    )
 
 
 def test_a_grey_model_of_another_shape_comes_back(tmp_path: Path) -> None:
@@ -99,7 +101,9 @@ def test_weights_from_a_file_or_a_folder(tiny: tuple[Any, Path]) -> None:
         assert same(poster_zoo.create_model("poster_tiny", weights=place), model)
 
 
-def test_new_head_keeps_the_rest_strict(tiny: tuple[Any, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_new_head_keeps_the_rest_strict(
+    tiny: tuple[Any, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model, folder = tiny
     with caplog.at_level(logging.WARNING):
         other = poster_zoo.create_model("poster_tiny", weights=folder, num_classes=5)
@@ -134,7 +138,9 @@ def test_grey_stems_answer_as_colour_stems_do_to_grey_images(tiny: tuple[Any, Pa
 
 
 def test_wrong_weights_are_one_error_that_names_the_first_tensors(tiny: tuple[Any, Path]) -> None:
-    with pytest.raises(WeightsMismatchError, match=r"do not fit poster_tiny_image: \d+ of its tensors differ \(trunk\."):
+    with pytest.raises(
+        WeightsMismatchError, match=r"do not fit poster_tiny_image: \d+ of its tensors differ \(trunk\."
+    ):
         poster_zoo.create_model("poster_tiny_image", weights=tiny[1])
     with pytest.raises(WeightsMismatchError, match=r"expected .*, found "):
         poster_zoo.create_model("poster_tiny", weights=tiny[1], embed_dim=80)

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 @click.option("-m", "--model", metavar="MODEL", help="Which model it is, where several have the same tensors.")
 @click.option("--install", is_flag=True, help="Put it where pretrained=True finds it on this machine.")
 @click.option("--out", type=click.Path(file_okay=False), metavar="DIR", help="Folder to write.  [default: ./MODEL]")
-@click.option("--check", "image", type=click.Path(), metavar="IMAGE", help="Print the logits that it gives for an image.")
+@click.option(
+    "--check", "image", type=click.Path(), metavar="IMAGE", help="Print the logits that it gives for an image."
+)
 @json_option("Print one JSON object: model, out, tensors (used, dropped, left_over); with --check also logits.")
 def command(
     checkpoint: str, model: str | None, install: bool, out: str | None, image: str | None, as_json: bool
@@ -58,7 +60,9 @@ def command(
     _tell(checkpoint, conversion)
     if logits is not None:
         labels = poster_zoo.model_info(conversion.model).weights.label_names or map(str, range(len(logits)))
-        print_table([("output", "value"), *((label, f"{value:.6f}") for label, value in zip(labels, logits, strict=True))])
+        print_table(
+            [("output", "value"), *((label, f"{value:.6f}") for label, value in zip(labels, logits, strict=True))]
+        )
 
 
 def _tell(checkpoint: str, conversion: Conversion) -> None:

@@ -7,7 +7,16 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["batch_size_option", "checkpoint_option", "device_option", "examples", "json_option", "load_model", "model_option", "plot_option"]
+__all__ = [
+    "batch_size_option",
+    "checkpoint_option",
+    "device_option",
+    "examples",
+    "json_option",
+    "load_model",
+    "model_option",
+    "plot_option",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 

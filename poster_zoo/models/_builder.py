@@ -44,7 +44,9 @@ _BUILDER_ARGUMENTS = ("features_only", "out_indices", "feature_cls", "output_fmt
 def register_weights(entries: Mapping[str, Weights]) -> dict[str, DefaultCfg]:
     """Add a model file's entries to `ENTRIES` and return them as timm's `default_cfgs`."""
     ENTRIES.update(entries)
-    cfgs = {f"{name}.{entry.tag}" if entry.tag else name: entry.to_cfg() for name, entry in entries.items()}
+    cfgs: dict[str, dict[str, Any] | PretrainedCfg] = {
+        f"{name}.{entry.tag}" if entry.tag else name: entry.to_cfg() for name, entry in entries.items()
+    }
     default_cfgs: dict[str, DefaultCfg] = generate_default_cfgs(cfgs)
     return default_cfgs
 
@@ -79,8 +81,8 @@ def build_model(cls: type[Model], variant: str, pretrained: bool, kwargs: dict[s
     pretrained_streams = options.pop("pretrained_streams", False) if hasattr(cls, "load_streams") else False
     _refuse_unknown_arguments(cls, variant, options)
 
-    def construct(**arguments: Any) -> Model:
-        model = cls(**arguments)
+    def construct(**arguments: Any) -> Any:
+        model: Any = cls(**arguments)
         if pretrained_streams and not pretrained:
             model.load_streams(*(weights_tensors(name, cache_dir=cache_dir) for name in STREAMS))
         if pretrained:
@@ -88,7 +90,8 @@ def build_model(cls: type[Model], variant: str, pretrained: bool, kwargs: dict[s
         return model
 
     features = {"feature_cls": "getter", "out_indices": None} if options.get("features_only") else None
-    model: Model = build_model_with_cfg(construct, variant, False, pretrained_cfg=cfg, feature_cfg=features, **options)
+    build: Any = build_model_with_cfg  # it takes a resolved cfg, whatever its annotation says
+    model: Model = build(construct, variant, False, pretrained_cfg=cfg, feature_cfg=features, **options)
     return model
 
 
@@ -108,15 +111,7 @@ def weights_tensors(
     cfg = cfg or resolve_pretrained_cfg(variant)
     if cfg.state_dict is not None:
         return dict(cfg.state_dict)
-    entry = ENTRIES[variant]
-    if cfg.file:
-        path = fetch_weights(variant, entry, file=cfg.file, cache_dir=cache_dir).path
-    elif cfg.source == "hf-hub" or (cfg.hf_hub_id and cfg.hf_hub_id != entry.to_cfg().get("hf_hub_id")):
-        repository, _, revision = str(cfg.hf_hub_id).partition("@")
-        path = fetch_repository(repository, revision or None, cache_dir=cache_dir)[1]
-    else:
-        path = fetch_weights(weights_name(variant), entry, cache_dir=cache_dir).path
-    assert path is not None  # the finder returns a file or raises
+    path = _weights_file(variant, cfg, cache_dir)
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -124,6 +119,17 @@ def weights_tensors(
             f"The weights of {variant} cannot be read from {path}: {error}. "
             f"Weights are safetensors files; `poster-zoo convert` makes one of an authors' checkpoint."
         ) from error
+
+
+def _weights_file(variant: str, cfg: PretrainedCfg, cache_dir: str | Path | None) -> Path:
+    entry = ENTRIES[variant]
+    if cfg.source == "hf-hub" or (cfg.hf_hub_id and cfg.hf_hub_id != entry.to_cfg().get("hf_hub_id")):
+        repository, _, revision = str(cfg.hf_hub_id).partition("@")
+        return fetch_repository(repository, revision or None, cache_dir=cache_dir)[1]
+    found = fetch_weights(weights_name(variant), entry, file=cfg.file, cache_dir=cache_dir)
+    if found.path is None:
+        raise WeightsError(f"The weights of {variant} were asked for and not found: {found.reason}")
+    return found.path
 
 
 def load_weights(
@@ -159,7 +165,9 @@ def load_weights(
         given = {key: tensor for key, tensor in given.items() if not key.startswith(prefixes)}
         kept -= {key for key in wanted if key.startswith(prefixes)}
         classes = wanted[f"{fresh_head[0]}.weight"].shape[0]
-        _logger.warning("%s: the head is new, for %d classes; every other tensor comes from the weights.", name, classes)
+        _logger.warning(
+            "%s: the head is new, for %d classes; every other tensor comes from the weights.", name, classes
+        )
     for layer in _as_tuple(first_conv):
         key = f"{layer}.weight"
         if key in given and key in wanted and given[key].shape[1] != wanted[key].shape[1]:

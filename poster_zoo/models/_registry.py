@@ -82,7 +82,9 @@ def create_model(
             known = f"{base}.{ENTRIES[base].tag}" if ENTRIES[base].tag else base
             raise UnknownModelError(f"There are no weights {name!r}. Did you mean {known!r}?")
         kwargs["pretrained_cfg"] = tag
-    model: nn.Module = model_entrypoint(base)(pretrained=bool(pretrained) or weights is not None, cache_dir=cache_dir, **kwargs)
+    model: nn.Module = model_entrypoint(base)(
+        pretrained=bool(pretrained) or weights is not None, cache_dir=cache_dir, **kwargs
+    )
     return model
 
 
@@ -104,7 +106,8 @@ def _model_folder(folder: str) -> Path:
     path = Path(folder).expanduser()
     if not (path / "config.json").is_file():
         raise WeightsNotFoundError(
-            f"The folder {folder} holds no config.json; name a folder that save_pretrained or `poster-zoo convert` wrote."
+            f"The folder {folder} holds no config.json; "
+            "name a folder that save_pretrained or `poster-zoo convert` wrote."
         )
     return path
 

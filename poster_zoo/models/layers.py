@@ -32,7 +32,7 @@ def to_pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return int(height), int(width)
 
 
-@register_notrace_function
+@register_notrace_function  # type: ignore[untyped-decorator]  # timm's has no types
 def check_input(x: Tensor, channels: int, height: int, width: int) -> Tensor:
     """Return `x` where it is (B, channels, height, width).
 

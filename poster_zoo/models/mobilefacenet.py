@@ -110,7 +110,9 @@ class MobileFaceNet(IntermediatesMixin, nn.Module):
         )
         stages = [
             nn.Sequential(Bottleneck(c64, c128, c64, 2, **dd), *(Bottleneck(c64, c128, c64, **dd) for _ in range(4))),
-            nn.Sequential(Bottleneck(c64, c256, c128, 2, **dd), *(Bottleneck(c128, c256, c128, **dd) for _ in range(6))),
+            nn.Sequential(
+                Bottleneck(c64, c256, c128, 2, **dd), *(Bottleneck(c128, c256, c128, **dd) for _ in range(6))
+            ),
             nn.Sequential(
                 Bottleneck(c128, c512, c128, 2, **dd),
                 *(Bottleneck(c128, c256, c128, **dd) for _ in range(2)),

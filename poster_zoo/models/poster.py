@@ -53,8 +53,8 @@ __all__ = [
     "poster",
     "poster_affectnet7",
     "poster_affectnet8",
-    "poster_baseline",
     "poster_base",
+    "poster_baseline",
     "poster_ferplus",
     "poster_rafdb",
     "poster_small",
@@ -214,14 +214,16 @@ class Pyramid(nn.Module):
         self.down_medium = nn.Conv1d(num_tokens, num_tokens, 2, 2, **dd)
         self.down_small = nn.Conv1d(num_tokens, num_tokens, 4, 4, **dd)
         self.blocks = nn.ModuleList(
-            PyramidBlock(dim, num_heads, num_tokens, mlp_ratio, drop_path_rate * i / max(depth - 1, 1), token_mixing, **dd)
+            PyramidBlock(
+                dim, num_heads, num_tokens, mlp_ratio, drop_path_rate * i / max(depth - 1, 1), token_mixing, **dd
+            )
             for i in range(depth)
         )
         self.norm = nn.LayerNorm(dim, eps=1e-6, **dd)
         self.grad_checkpointing = False
 
     def forward(self, image: Tensor, landmark: Tensor) -> Tensor:
-        """Fuse two streams of tokens, (B, 49, D) each, into (B, 100, D): mean and image tokens, mean and landmark tokens."""
+        """Fuse two streams of tokens, (B, 49, D) each, into (B, 100, D): a mean and the tokens of each stream."""
         image = torch.cat((image.mean(1, keepdim=True), image), dim=1) + self.pos_embed
         landmark = torch.cat((landmark.mean(1, keepdim=True), landmark), dim=1)
         large = torch.cat((image, landmark), dim=1)
@@ -283,9 +285,10 @@ class TwoStreams(IntermediatesMixin, nn.Module):
 
     if TYPE_CHECKING:  # TorchScript would want to compile the annotations
         pools: tuple[str, ...]
-        tokens: nn.Module | None
+        landmark_stream: Any  # None once pruned, as the next two
+        tokens: Any
+        fusion: Any
         pre_head: nn.Module
-        fusion: nn.Module | None
         head: nn.Module
 
     pools = ("token", "avg", "")
@@ -383,6 +386,14 @@ class TwoStreams(IntermediatesMixin, nn.Module):
         if self.img_size == (self.stream_size, self.stream_size):
             return x
         return F.interpolate(x, size=(self.stream_size, self.stream_size))
+
+    def fuse(self, image_maps: list[Tensor], landmark_maps: list[Tensor]) -> Tensor:
+        """Return the fused tokens (B, N, D) of both streams' stage maps."""
+        raise NotImplementedError
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Turn tokens (B, N, D) into features (B, D) and, unless `pre_logits`, into logits."""
+        raise NotImplementedError
 
     def forward_landmarks(self, x: Tensor) -> Tensor:
         """Return the landmark stream's own answer (B, 136): x then y of 68 points, in 0…1 of the image."""
@@ -694,7 +705,7 @@ WEIGHTS = {
     "poster_baseline": Weights(
         preprocessing=FACE_224,
         label_names=RAFDB,
-        description="The paper's baseline: POSTER's streams, tokens concatenated, eight plain encoders; no weights are published.",
+        description="The paper's baseline: POSTER's streams, tokens joined, eight plain encoders; no weights yet.",
         paper_name="POSTER: A Pyramid Cross-Fusion Transformer Network for Facial Expression Recognition",
         paper_ids=("arXiv:2204.04083",),
         first_conv=_STEMS,

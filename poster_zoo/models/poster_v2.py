@@ -49,7 +49,7 @@ class WindowCrossAttention(nn.Module):
         self.window = window
         self.kv = nn.Linear(dim, 2 * dim, **dd)
         self.proj = nn.Linear(dim, dim, **dd)
-        # One bias a head for each of the (2w − 1)² offsets between two positions, row offset first.
+        # One bias a head for each of the (2w - 1)² offsets between two positions, row offset first.
         self.position_bias = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads, **dd))
         nn.init.normal_(self.position_bias, std=0.02)
 
@@ -58,7 +58,7 @@ class WindowCrossAttention(nn.Module):
         w = self.window
         side = 2 * w - 1
         table = self.position_bias.transpose(0, 1).reshape(1, self.num_heads, side, side)
-        # Entry (i, j) belongs to offset (i − j) + w − 1: for each query row, w rows of the table in reverse.
+        # Entry (i, j) belongs to offset (i - j) + w - 1: for each query row, w rows of the table in reverse.
         rows = table.unfold(2, w, 1).flip(4)  # (1, heads, query row, columns, key row)
         both = rows.unfold(3, w, 1).flip(5)  # (1, heads, query row, query column, key row, key column)
         return both.reshape(1, self.num_heads, w * w, w * w)

@@ -67,7 +67,7 @@ def own_card(config: Mapping[str, Any], entry: Weights, *, repository: str) -> s
     if entry.paper_name:
         origin.append(f"- Paper on the architecture: {entry.paper_name} ({entry.paper_ids[0]})")
     origin += [
-        "- The weights are their owner's. No number in that paper was measured with them.",
+        "- The weights are their owner's: no number that is published about the architecture was measured with them.",
         "- Licence of the weights: not stated. If they were trained from others, the terms of those hold for them too.",
     ]
     return _joined(
@@ -100,7 +100,7 @@ def _front_matter(fields: Mapping[str, Any]) -> str:
 
 
 def _license(license: str) -> dict[str, str]:
-    return {"license": license} if license in _HUB_LICENSES else {"license": "other", "license_name": license}
+    return {"license": license} if license in _HUB_LICENSES else {"license": "other", "license_name": license.lower()}
 
 
 def _sorted_under(label_names: Sequence[str]) -> dict[str, Any]:
@@ -145,9 +145,7 @@ def _usage(load: str, classifies: bool) -> str:
     if not classifies:
         return f'```python\nimport poster_zoo\n\nmodel = poster_zoo.create_model("{load}", pretrained=True)\n```'
     return (
-        "```python\nimport poster_zoo\n\n"
-        f'predictor = poster_zoo.Predictor("{load}")\n'
-        'print(predictor("face.jpg"))\n```'
+        f'```python\nimport poster_zoo\n\npredictor = poster_zoo.Predictor("{load}")\nprint(predictor("face.jpg"))\n```'
     )
 
 
@@ -159,9 +157,7 @@ def _own_input(cfg: Mapping[str, Any]) -> str:
     return _input(colours, size, cfg["mean"], cfg["std"], cfg["interpolation"])
 
 
-def _input(
-    colours: str, size: Sequence[int], mean: Sequence[float], std: Sequence[float], interpolation: str
-) -> str:
+def _input(colours: str, size: Sequence[int], mean: Sequence[float], std: Sequence[float], interpolation: str) -> str:
     means, stds = (", ".join(f"{value:g}" for value in values) for values in (mean, std))
     return (
         f"## Input\n\n{colours}, resized to {size[0]} × {size[1]} pixels ({interpolation}, antialiased, aspect ratio "

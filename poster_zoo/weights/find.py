@@ -532,7 +532,8 @@ def _nowhere(name: str, entry: Weights, happened: str) -> str:
     if hub_repository(entry) and _is_unpublished(entry):
         lines.append(f"Our organisation on the Hub, {_OUR_ORG}, has no weights yet.")
     if entry.upstream_layout is None:
-        return "\n".join([*lines, "Build it with pretrained=False and train it, or choose one of `poster-zoo list --pretrained`."])
+        advice = "Build it with pretrained=False and train it, or choose one of `poster-zoo list --pretrained`."
+        return "\n".join([*lines, advice])
     file = entry.upstream_file or "CHECKPOINT"
     where = f" at {entry.origin_url}" if entry.origin_url else ""
     return "\n".join(

@@ -20,7 +20,7 @@ __all__ = ["from_pretrained", "model_config", "save_pretrained", "write_folder"]
 
 
 def model_config(
-    model: nn.Module, label_names: Sequence[str] | None = None, model_args: dict[str, Any] | None = None
+    model: Any, label_names: Sequence[str] | None = None, model_args: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Return the config.json of a model.
 
@@ -121,7 +121,9 @@ def write_folder(
             os.replace(file, folder / file.name)
     except OSError as error:
         reason = error.strerror or error
-        raise WeightsError(f"The model cannot be saved in {folder}: {reason}. Choose a folder you can write.") from error
+        raise WeightsError(
+            f"The model cannot be saved in {folder}: {reason}. Choose a folder you can write."
+        ) from error
     finally:
         if beside is not None:
             shutil.rmtree(beside, ignore_errors=True)

@@ -1,0 +1,141 @@
+"""Model cards: what the Hub reads of them, and that they claim no more than is known."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_server import StandInHub
+from huggingface_hub import ModelCard
+
+import poster_zoo
+from poster_zoo.models._builder import ENTRIES
+from poster_zoo.weights.card import address_card, model_card, own_card
+from poster_zoo.weights.entry import Metric
+
+VALIDATE = """
+import json, sys
+from huggingface_hub import ModelCard
+for card in json.load(open(sys.argv[1])):
+    ModelCard(card).validate()
+print("all valid")
+"""
+TINY = ENTRIES["poster_tiny"]
+
+
+def card_of(name: str, **changes: Any) -> str:
+    entry = replace(ENTRIES[name], **changes)
+    return model_card(name, entry, entry.label_names, repository=f"poster-zoo/{name}")
+
+
+def config(labels: list[str], **changes: Any) -> dict[str, Any]:
+    cfg = {"input_size": [3, 112, 112], "mean": [0.4, 0.5, 0.6], "std": [0.1, 0.2, 0.3], "interpolation": "bilinear"}
+    known = {"architecture": "poster_tiny", "num_classes": len(labels), "label_names": labels, "pretrained_cfg": cfg}
+    return known | changes
+
+
+@pytest.mark.parametrize("name", poster_zoo.list_models())
+def test_the_hubs_own_parser_reads_every_models_card(name: str) -> None:
+    entry = ENTRIES[name]
+    data = ModelCard(card_of(name)).data.to_dict()
+    assert data["license"] == entry.license
+    assert data["library_name"] == "timm"
+    assert data["pipeline_tag"] == ("image-classification" if entry.label_names else "image-feature-extraction")
+    assert {"timm", "poster-zoo"} <= set(data["tags"])
+    assert ("facial-expression-recognition" in data["tags"]) == bool(entry.label_names)
+    assert "datasets" not in data  # none of them is published on the Hub by its makers
+
+
+def test_the_hub_takes_every_card(tmp_path: Path) -> None:
+    cards = [card_of(name) for name in poster_zoo.list_models()]
+    cards.append(own_card(config(["a: b", '"', "- c"]), TINY, repository="a-user/faces"))
+    (tmp_path / "cards.json").write_text(json.dumps(cards))
+    with StandInHub() as hub:
+        said = subprocess.run(
+            [sys.executable, "-c", VALIDATE, str(tmp_path / "cards.json")],
+            env=os.environ | hub.environment(tmp_path),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    assert said.stdout == "all valid\n", said.stderr
+    assert len(hub.asked("POST", "/api/validate-yaml")) == len(cards)
+
+
+def test_what_was_measured_stands_in_the_model_index_and_what_was_only_published_does_not() -> None:
+    metrics = (
+        Metric("FERPlus test", "accuracy", measured=0.875, command="poster-zoo eval poster_tiny ferplus"),
+        Metric("FERPlus test", "mean class accuracy", published=0.7),
+    )
+    text = card_of("poster_tiny", metrics=metrics)
+    card = ModelCard(text)
+    (result,) = card.data.eval_results
+    assert (card.data.model_name, result.task_type) == ("poster_tiny", "image-classification")
+    assert (result.dataset_name, result.dataset_type) == ("FERPlus test", "ferplus")
+    assert (result.metric_type, result.metric_value) == ("accuracy", 0.875)
+    assert "| FERPlus test | mean class accuracy | 0.7000 | not measured | – |" in text
+
+
+def test_data_that_is_on_the_hub_is_named() -> None:
+    assert ModelCard(card_of("poster_tiny", datasets=("a-lab/faces",))).data.datasets == ["a-lab/faces"]
+
+
+def test_a_licence_that_the_hub_has_no_name_for_is_spelt_out() -> None:
+    data = ModelCard(card_of("poster_tiny", license="Faces-Research-1.0")).data.to_dict()
+    assert (data["license"], data["license_name"]) == ("other", "faces-research-1.0")
+
+
+def test_own_weights_are_not_said_to_be_the_entrys() -> None:
+    metrics = (Metric("FERPlus test", "accuracy", published=0.9, measured=0.875),)
+    entry = replace(TINY, metrics=metrics, datasets=("a-lab/faces",), origin_url="https://authors.example")
+    text = own_card(config(["no", "yes"], model_args={"depth": 1}), entry, repository="a-user/masks@v2")
+    data = ModelCard(text).data.to_dict()
+    assert not {"license", "model-index", "datasets"} & set(data)
+    assert data["tags"] == ["timm", "poster-zoo", "face"]
+    for claim in ("0.875", "0.9", entry.description, "authors.example", "apache", "FERPlus", "Happiness"):
+        assert claim not in text, claim
+    for truth in (
+        "# masks\n",
+        "0. no\n1. yes\n",
+        'Predictor("hf-hub:a-user/masks@v2")',
+        "`depth=1`",
+        "arXiv:2204.04083",
+    ):
+        assert truth in text, truth
+    assert "Licence of the weights: not stated" in text
+
+
+def test_own_weights_that_name_expressions_say_what_a_label_cannot_tell() -> None:
+    text = own_card(config(["Happy", "other"]), TINY, repository="a-user/faces")
+    assert "facial-expression-recognition" in ModelCard(text).data.tags
+    assert "Article 5(1)(f)" in text
+
+
+def test_the_card_of_a_grey_model_says_what_it_is_fed() -> None:
+    cfg = config(["a"])["pretrained_cfg"] | {"input_size": [1, 96, 128]}
+    text = own_card(config(["a"], pretrained_cfg=cfg), TINY, repository="a-user/faces")
+    assert "Grey, resized to 96 × 128 pixels" in text
+    assert "mean (0.5), standard deviation (0.2)" in text  # the mean of each three
+
+
+def test_own_weights_without_classes_are_loaded_as_a_model() -> None:
+    text = own_card(config([], num_classes=0), TINY, repository="a-user/faces")
+    assert 'create_model("hf-hub:a-user/faces", pretrained=True)' in text
+    assert ModelCard(text).data.pipeline_tag == "image-feature-extraction"
+    assert "## Classes" not in text
+
+
+@pytest.mark.parametrize("name", ["poster_rafdb", "mobilefacenet"])
+def test_a_card_that_moves_to_the_hub_loads_from_there(name: str) -> None:
+    entry = ENTRIES[name]
+    here = model_card(name, entry, entry.label_names, provenance="Converted from `file.pth`.")
+    there = model_card(name, entry, entry.label_names, provenance="Converted from `file.pth`.", repository="a-user/x")
+    assert here != there
+    assert address_card(here, name, "a-user/x") == there
+    assert address_card("# My own words", name, "a-user/x") == "# My own words"
