@@ -619,13 +619,11 @@ def score(table: np.ndarray) -> dict[str, Any]:
     }
 
 
-def test_files(data: dict[str, Collection], out: Path, device: torch.device) -> dict[str, Any]:
-    """Measure the file as written, and the float32 numbers it was written from, on the test splits."""
-    file = out / "poster_tiny.safetensors"
-    states = {
-        "file": load_file(file),
-        "float32": torch.load(out / "poster_tiny.best.pt", map_location="cpu", weights_only=True),
-    }
+def test_files(data: dict[str, Collection], file: Path, best: Path, device: torch.device) -> dict[str, Any]:
+    """Measure a weights file on the test splits, and the float32 numbers it was written from where they are there."""
+    states = {"file": load_file(file)}
+    if best.exists():
+        states["float32"] = torch.load(best, map_location="cpu", weights_only=True)
     report: dict[str, Any] = {"labels": list(FERPLUS), "bytes": file.stat().st_size}
     for name, faces in data.items():
         rated = faces[faces.labels >= 0]
@@ -654,17 +652,32 @@ def test_files(data: dict[str, Collection], out: Path, device: torch.device) -> 
 )
 @click.option("--cache", type=click.Path(path_type=Path), required=True, help="Folder for the decoded images.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for weights, logs and the report.")
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Weights file that `test` measures.  [default: OUT/poster_tiny.safetensors]",
+)
 @click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change a number of the recipe: lr=0.001.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--threads", default=2, show_default=True, help="CPU threads.")
-def main(stage: str, data: Path, cache: Path, out: Path, changes: tuple[str, ...], device: str, threads: int) -> None:
+def main(
+    stage: str,
+    data: Path,
+    cache: Path,
+    out: Path,
+    weights: Path | None,
+    changes: tuple[str, ...],
+    device: str,
+    threads: int,
+) -> None:
     """Train poster_tiny's parts, then the whole, then measure it. The file's first lines say more."""
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     out.mkdir(parents=True, exist_ok=True)
     target = torch.device(device)
     if stage == "test":
-        report = test_files(load(data, cache, "test"), out, target)
+        file = weights or out / "poster_tiny.safetensors"
+        report = test_files(load(data, cache, "test"), file, file.with_suffix(".best.pt"), target)
         (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
         click.echo(json.dumps(report, indent=2))
         return

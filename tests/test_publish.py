@@ -244,10 +244,10 @@ def test_the_users_labels_come_along(loaded: dict[str, Any]) -> None:
 REFUSALS = """
 def publish(repo_id, **options):
     return attempt(lambda: poster_zoo.push_to_hub(job["folder"], repo_id, **options).to_dict())
-said["no token"] = publish("a-user/untold")
 good = {"token": job["good"]}
 for name in job["faults"]:
     said[name] = publish(f"a-user/{name}", **good)
+said["no token"] = publish("a-user/untold")
 said["public"] = publish("a-user/public", private=True, **good)
 said["first"] = publish("a-user/twice", **good)
 said["second"] = publish("a-user/twice", **good)

@@ -172,7 +172,7 @@ def push_to_hub(
     _check_repo_id(repo_id)
     revision = revision or _MAIN
     with tempfile.TemporaryDirectory(prefix="poster-zoo-") as scratch:
-        source = _find_source(model, Path(scratch), model_args)
+        source = _find_source(model, Path(scratch), label_names, model_args)
         source = replace(source, config=_named(source.config, label_names))
         _check_fit(source)
         card = _card(source, _with_branch(repo_id, revision))
@@ -208,14 +208,19 @@ def _check_repo_id(repo_id: str) -> None:
 # --------------------------------------------------------------------------------------------------- what to publish
 
 
-def _find_source(model: nn.Module | str | Path, scratch: Path, model_args: dict[str, Any] | None) -> _Source:
+def _find_source(
+    model: nn.Module | str | Path,
+    scratch: Path,
+    label_names: Sequence[str] | None,
+    model_args: dict[str, Any] | None,
+) -> _Source:
     if isinstance(model, nn.Module):
         if _architecture(model) not in ENTRIES:
             raise OptionError(
                 f"A {type(model).__name__} cannot be published: it is no model of the zoo. Give the model itself, out "
                 "of any wrapper; models of timm are published by timm.models.push_to_hf_hub."
             )
-        return _in_folder(save_pretrained(model, scratch, model_args=model_args))
+        return _in_folder(save_pretrained(model, scratch, label_names, model_args))
     if model_args:
         raise OptionError("model_args go with a model that is given itself; a folder's config.json holds its own.")
     folder = Path(model).expanduser()
@@ -411,7 +416,7 @@ def _send(published: Published, additions: list[CommitOperationAdd], message: st
 
 @contextlib.contextmanager
 def _bars_on_terminals() -> Iterator[None]:
-    """Keep the client's bars for uploads off where stderr is no terminal; those for downloads keep off by themselves."""
+    """Keep the client's bars of uploads off where stderr is no terminal; those of downloads keep off by themselves."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     if are_progress_bars_disabled() or (sys.stderr is not None and sys.stderr.isatty()):
