@@ -10,9 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 from hub_server import StandInHub
 from huggingface_hub import ModelCard
+from packaging.version import Version
 
 import poster_zoo
 from poster_zoo.models._builder import ENTRIES
@@ -53,6 +55,8 @@ def test_the_hubs_own_parser_reads_every_models_card(name: str) -> None:
 
 
 def test_the_hub_takes_every_card(tmp_path: Path) -> None:
+    if Version(huggingface_hub.__version__) < Version("2"):
+        pytest.skip(f"huggingface_hub {huggingface_hub.__version__} may ask the real Hub, whatever HF_ENDPOINT says")
     cards = [card_of(name) for name in poster_zoo.list_models()]
     cards.append(own_card(config(["a: b", '"', "- c"]), TINY, repository="a-user/faces"))
     (tmp_path / "cards.json").write_text(json.dumps(cards))

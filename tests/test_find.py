@@ -190,7 +190,11 @@ def test_the_record_forgets_files_that_are_gone(tmp_path: Path) -> None:
 
 
 def test_weights_that_are_nowhere_lead_to_the_authors_file() -> None:
-    facts = {"upstream_layout": "ir50", "upstream_file": "ir50 (backbone).pth", "origin_url": "https://authors.example/ir50"}
+    facts = {
+        "upstream_layout": "ir50",
+        "upstream_file": "ir50 (backbone).pth",
+        "origin_url": "https://authors.example/ir50",
+    }
     with pytest.raises(WeightsNotFoundError) as caught:
         fetch_weights(NAME, entry(**facts))
     lines = str(caught.value).splitlines()
