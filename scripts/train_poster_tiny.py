@@ -78,6 +78,7 @@ class Recipe:
     stop_after: int = 0  # an epoch after which to stop before the schedule is through, 0 for none
     small_epochs: int = 0  # of these, how many at half the side, before those at full size
     rarity: float = 0.5  # faces are drawn with weights ∝ 1 / frequency of their class to this power
+    photographs: float = 1.0  # how often faces of the second collection are drawn, beside their number
     augmentation: float = 1.0  # strength of what is done to the faces: 1 all of it, 0 mirroring alone
     batch_size: int = 64
     weight_decay: float = 0.05
@@ -500,6 +501,7 @@ def train_classifier(
     pixels = {key: product_pixels(faces.images) for key, faces in valid.items()}
     labels = torch.from_numpy(np.concatenate([faces.labels for faces in data.values()]))
     weights = labels.bincount(minlength=len(FERPLUS)).clamp(min=1).float().pow(-recipe.rarity)[labels]
+    weights[len(data["ferplus"].labels) :] *= recipe.photographs
     steps_an_epoch = recipe.faces_an_epoch // recipe.batch_size
     steps = recipe.epochs * steps_an_epoch
 
