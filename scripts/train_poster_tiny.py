@@ -292,8 +292,10 @@ def augment(name: str, images: Tensor, points: Tensor, side: int, strength: floa
         pixels = warp(pixels, affine, side)
     else:
         half, part = (n + 1) // 2, n // 8
-        coarse, sharp = coarsen(pixels[:half]), pixels[half:]
-        pixels = torch.cat([warp(coarse, affine[:half], side), warp(sharp, affine[half:], side)])
+        shown = [warp(coarsen(pixels[:half]), affine[:half], side)]
+        if half < n:
+            shown.append(warp(pixels[half:], affine[half:], side))
+        pixels = torch.cat(shown)
         if part:
             pixels = torch.cat([pixels[: n - part], through_jpeg(pixels[n - part :])])
     return pixels.lerp(erase(photometric(pixels)), strength), move_points(points, affine, flip)

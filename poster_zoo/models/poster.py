@@ -647,6 +647,18 @@ _RAFDB_METRICS = (
 )
 
 
+_MEASURE_TINY = (
+    "python scripts/train_poster_tiny.py test --data DATA --cache CACHE --out OUT "
+    "--weights poster_zoo/weights/bundled/poster_tiny.safetensors"
+)
+_TINY_METRICS = (
+    Metric("FERPlus test", "accuracy", measured=0.0, command=_MEASURE_TINY),
+    Metric("FERPlus test", "mean class accuracy", measured=0.0, command=_MEASURE_TINY),
+    Metric("photographs test", "accuracy", measured=0.0, command=_MEASURE_TINY),
+    Metric("photographs test", "mean class accuracy", measured=0.0, command=_MEASURE_TINY),
+)
+
+
 def _our_weights(name: str, description: str, **facts: Any) -> Weights:
     """Return what the tiny family has in common."""
     return Weights(
@@ -717,6 +729,8 @@ WEIGHTS = {
         tag="ferplus",
         hub_id="poster-zoo/poster_tiny",
         bundled="poster_tiny.safetensors",
+        sha256=None,
+        metrics=_TINY_METRICS,
         first_conv=_STEMS,
     ),
     "poster_tiny_baseline": _our_weights(

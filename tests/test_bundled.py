@@ -1,0 +1,65 @@
+"""The weights in the package, their card, their entry and the report they were measured in say the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poster_zoo.models._builder import ENTRIES
+
+ENTRY = ENTRIES["poster_tiny"]
+COLLECTIONS = {"FERPlus test": "ferplus", "photographs test": "faces"}
+
+
+@pytest.fixture(scope="module")
+def bundled(root: Path) -> Path:
+    return root / "poster_zoo" / "weights" / "bundled"
+
+
+@pytest.fixture(scope="module")
+def report(bundled: Path) -> Any:
+    return json.loads((bundled / "poster_tiny.json").read_text())
+
+
+def test_the_file_is_the_one_that_the_entry_records(bundled: Path, report: Any) -> None:
+    file = (bundled / "poster_tiny.safetensors").read_bytes()
+    assert hashlib.sha256(file).hexdigest() == ENTRY.sha256
+    assert len(file) == report["bytes"]
+    assert len(file) <= 8_000_000
+
+
+def test_scores_follow_from_the_confusion_matrices(report: Any) -> None:
+    for collection in COLLECTIONS.values():
+        scores = report[collection]["file"]
+        rows = scores["confusion"]
+        right = [row[i] for i, row in enumerate(rows)]
+        assert scores["accuracy"] == pytest.approx(sum(right) / sum(map(sum, rows)))
+        recall = [hit / sum(row) for hit, row in zip(right, rows, strict=True) if sum(row)]
+        assert scores["mean_class_accuracy"] == pytest.approx(sum(recall) / len(recall))
+
+
+def test_half_precision_costs_nothing_that_counts(report: Any) -> None:
+    for collection in COLLECTIONS.values():
+        file, float32 = (report[collection][form]["accuracy"] for form in ("file", "float32"))
+        assert file == pytest.approx(float32, abs=1e-3)
+
+
+def test_entry_and_card_print_the_measured_numbers(bundled: Path, report: Any) -> None:
+    card = (bundled / "poster_tiny.md").read_text()
+    for metric in ENTRY.metrics:
+        scores = report[COLLECTIONS[metric.dataset]]["file"]
+        assert metric.measured == pytest.approx(scores[metric.name.replace(" ", "_")], abs=5e-5)
+        assert f"{metric.measured:.4f}" in card
+    for label in ENTRY.label_names:
+        assert f"| {label} | {report['ferplus']['file']['images_a_class'][label]} |" in card
+
+
+def test_the_weights_reach_what_first_weights_must(report: Any) -> None:
+    scores = report["ferplus"]["file"]
+    assert scores["images"] == 3137  # FERPlus test by the majority protocol
+    assert scores["accuracy"] >= 0.83
+    assert scores["accuracy"] > 2 * scores["always_commonest"]["accuracy"]
