@@ -24,17 +24,18 @@ TRAINING = """\
 By `scripts/train_poster_tiny.py`, on two CPU cores, from random numbers, in three stages: the landmark stream on 68
 points a face (4 passes over 16,384 drawn faces), then frozen; the image stream alone at half the input's side (17
 passes); the whole on FERPlus's vote distributions and the labels of the second collection (9 passes, the last five with
-milder augmentation). The commands, in order:
+milder augmentation). The commands, in order, each after
+`python scripts/train_poster_tiny.py` and with `--data`, `--cache` and `--out`:
 
 ```text
-train_poster_tiny.py landmarks
-train_poster_tiny.py image --set epochs=10 --set small_epochs=10
-train_poster_tiny.py image --set epochs=22 --set small_epochs=22 --set stop_after=17
-train_poster_tiny.py expression --set epochs=4
-train_poster_tiny.py expression --set epochs=10 --set stop_after=6 --set rarity=0.2 --set augmentation=0.4
-train_poster_tiny.py expression --set epochs=8 --set stop_after=7 --set rarity=0.2 --set augmentation=0.4
-train_poster_tiny.py expression --set epochs=10 --set stop_after=9 --set rarity=0.2 --set augmentation=0.4 --set photographs=0.3
-train_poster_tiny.py test
+landmarks
+image --set epochs=10 --set small_epochs=10
+image --set epochs=22 --set small_epochs=22 --set stop_after=17
+expression --set epochs=4
+expression --set epochs=10 --set stop_after=6 --set rarity=0.2 --set augmentation=0.4
+expression --set epochs=8 --set stop_after=7 --set rarity=0.2 --set augmentation=0.4
+expression --set epochs=10 --set stop_after=9 --set rarity=0.2 --set augmentation=0.4 --set photographs=0.3
+test
 ```
 
 - **FERPlus** (Barsoum et al., ICMI 2016): FER2013's faces, 48 × 48, grey, loosely cut, with ten votes each. Trained on

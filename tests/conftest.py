@@ -31,5 +31,5 @@ def shared() -> Path:
 
 @pytest.fixture(autouse=True)
 def no_weights_of_the_user(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep weights that happen to be installed on this machine out of the tests."""
-    monkeypatch.setenv("POSTER_ZOO_HOME", str(tmp_path_factory.getbasetemp() / "poster_zoo_home"))
+    """Keep weights that are installed on this machine, or were by another test, out of each test."""
+    monkeypatch.setenv("POSTER_ZOO_HOME", str(tmp_path_factory.mktemp("poster_zoo_home")))

@@ -8,19 +8,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import load_file
+from test_cli import runner
+from test_parity import EXPECTED
 
 import poster_zoo
 from poster_zoo.cli import main
 from poster_zoo.errors import UnknownModelError, WeightsError, WeightsNotFoundError
 from poster_zoo.weights.find import installed_folder
-
-sys.path.insert(0, str(Path(__file__).parent / "upstream"))
-import checkpoints
 
 
 class RecorderMeter:
@@ -38,7 +37,6 @@ def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small["optimizer_state_dict"] = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 4e-5}]}
     torch.save(small, folder / "small.pth")
     RecorderMeter.__module__ = "__main__"
-    torch.serialization.add_safe_globals([])
     recorder = RecorderMeter()
     sys.modules["__main__"].RecorderMeter = RecorderMeter  # type: ignore[attr-defined]
     state = {**checkpoints.checkpoint("posterv2_rafdb"), "best_acc": 92.21, "recorder": recorder}
@@ -68,8 +66,6 @@ def test_a_release_is_recognised_sorted_and_folded(releases: Path, tmp_path: Pat
 
 
 def test_the_answer_on_rgb_is_the_releases_on_bgr(releases: Path, tmp_path: Path) -> None:
-    from test_parity import EXPECTED
-
     model = poster_zoo.load_checkpoint(releases / "small.pth").eval()
     x = torch.from_numpy(np.random.RandomState(0).standard_normal((2, 3, 224, 224)).astype(np.float32))
     with torch.inference_mode():
@@ -172,7 +168,7 @@ def test_converting_takes_little_memory(releases: Path, tmp_path: Path) -> None:
 
 
 def run(*arguments: Any) -> Any:
-    return CliRunner().invoke(main, ["convert", *map(str, arguments)])
+    return runner().invoke(main, ["convert", *map(str, arguments)])
 
 
 def test_json_counts_add_up(releases: Path, tmp_path: Path, root: Path) -> None:
@@ -206,7 +202,7 @@ def test_wrong_use_is_exit_code_2_and_failure_1(releases: Path, tmp_path: Path) 
 
 def test_predict_takes_an_authors_checkpoint(releases: Path, root: Path) -> None:
     face = str(root / "examples" / "face.png")
-    done = CliRunner().invoke(main, ["predict", face, "--checkpoint", str(releases / "small.pth"), "--json"])
+    done = runner().invoke(main, ["predict", face, "--checkpoint", str(releases / "small.pth"), "--json"])
     assert done.exit_code == 0, done.output
     model = poster_zoo.load_checkpoint(releases / "small.pth")
     assert json.loads(done.stdout)["probabilities"] == pytest.approx(poster_zoo.Predictor(model)(face).probabilities)

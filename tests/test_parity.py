@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import numpy as np
 import pytest
 import torch
@@ -16,9 +16,6 @@ from torch import nn
 import poster_zoo
 from poster_zoo.models._builder import ENTRIES
 from poster_zoo.weights.upstream import LAYOUTS, rename
-
-sys.path.insert(0, str(Path(__file__).parent / "upstream"))
-import checkpoints
 
 EXPECTED = load_file(Path(__file__).parent / "upstream" / "expected.safetensors")
 # Bound on the absolute difference, from float32 summed in another order through some hundred layers.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     "convert",
     epilog=examples(
         "poster-zoo convert rafdb_best.pth --install",
-        "poster-zoo convert raf-db-model_best.pth --model poster_v2_rafdb --out converted",
+        "poster-zoo convert mobilefacenet_model_best.pth.tar --model mobilefacenet --out landmarks --json",
     ),
 )
 @click.argument("checkpoint", type=click.Path())

@@ -272,8 +272,11 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _provenance(found: _Recognised, path: Path) -> str:
