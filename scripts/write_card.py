@@ -45,7 +45,8 @@ test
   split were held out for choosing; no person stands in two splits.
 
 Both hold few faces of Disgust, Fear and Contempt. Age, sex and skin colour are not labelled in either, so nothing was
-measured by them. These are first weights: the training was short."""
+measured by them. These are first weights: the training was short, and ended below the 0.871 that a plain CNN of half
+the size reaches on FERPlus."""
 
 
 @click.command()
