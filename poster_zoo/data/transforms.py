@@ -121,7 +121,7 @@ def _input_of(model: nn.Module | Mapping[str, Any]) -> dict[str, Any]:
             f"{type(model).__name__} says nothing about its input; give it a `pretrained_cfg` with input_size, mean, "
             f"std and interpolation, or pass such a dictionary."
         )
-    config: dict[str, Any] = resolve_data_config(pretrained_cfg=dict(cfg))  # type: ignore[no-untyped-call]
+    config: dict[str, Any] = resolve_data_config(pretrained_cfg=dict(cfg))
     channels, *size = config["input_size"]
     size = getattr(model, "img_size", None) or size
     height, width = (size, size) if isinstance(size, int) else size

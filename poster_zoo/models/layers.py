@@ -32,7 +32,6 @@ def to_pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return int(height), int(width)
 
 
-@register_notrace_function  # type: ignore[untyped-decorator]  # timm's has no types
 def check_input(x: Tensor, channels: int, height: int, width: int) -> Tensor:
     """Return `x` where it is (B, channels, height, width).
 
@@ -46,6 +45,10 @@ def check_input(x: Tensor, channels: int, height: int, width: int) -> Tensor:
             f"resize the images to {height} × {width}, or build the model with img_size= and in_chans= for yours."
         )
     return x
+
+
+# Not as a decorator: it has no types, and an older TorchScript takes the comment that mypy then wants for its own.
+register_notrace_function(check_input)
 
 
 def check_option(name: str, value: str, allowed: tuple[str, ...]) -> str:

@@ -358,7 +358,7 @@ def _zip_root(names: list[str]) -> str:
     """Return the folder, with its slash, that torch.save has put the records in."""
     if any(name.endswith("/constants.pkl") for name in names):
         raise _Refusal("it is a TorchScript archive, which holds a program", _CONVERT_ONCE)
-    if any(name.endswith("archive_format") for name in names):
+    if any(name.endswith(("archive_format", "serialized_exported_program.json")) for name in names):
         raise _Refusal("it is an archive of torch.export, which holds a program", _CONVERT_ONCE)
     roots = [name.removesuffix("data.pkl") for name in names if re.fullmatch(r"[^/]+/data\.pkl", name)]
     if len(set(names)) != len(names):
