@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ import pytest
 # Read by huggingface_hub as it is imported: no test asks the real Hub. Those that ask a server of their own on this
 # machine do so in processes of their own.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# A shell makes what it starts in the background ignore Ctrl-C, and so would the programs that the tests send one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 
