@@ -161,7 +161,7 @@ def load_weights(
     kept = set(wanted)
     fresh_head = [h for h in heads if _shape(given, f"{h}.weight")[:1] != _shape(wanted, f"{h}.weight")[:1]]
     if fresh_head and all(f"{h}.weight" in wanted and f"{h}.weight" in given for h in fresh_head):
-        prefixes = _head_prefixes(model, fresh_head)
+        prefixes = _head_prefixes(fresh_head)
         given = {key: tensor for key, tensor in given.items() if not key.startswith(prefixes)}
         kept -= {key for key in wanted if key.startswith(prefixes)}
         classes = wanted[f"{fresh_head[0]}.weight"].shape[0]
@@ -186,7 +186,7 @@ def _shape(tensors: Mapping[str, Tensor], key: str) -> tuple[int, ...]:
     return tuple(tensors[key].shape) if key in tensors else ()
 
 
-def _head_prefixes(model: nn.Module, heads: list[str]) -> tuple[str, ...]:
+def _head_prefixes(heads: list[str]) -> tuple[str, ...]:
     """Return the prefixes of the parts that go with the classifier: it and the norm behind it, where there is one."""
     return tuple(f"{h}{end}" for h in heads for end in (".", "_bn."))
 
