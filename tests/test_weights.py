@@ -152,6 +152,46 @@ def test_features_only_loads_the_weights(tiny: tuple[Any, Path]) -> None:
     assert same(wrapped.model.image_stream, model.image_stream)
 
 
+def test_loading_weights_draws_no_numbers_that_they_replace(tiny: tuple[Any, Path]) -> None:
+    before = torch.get_rng_state()
+    again = poster_zoo.from_pretrained(tiny[1])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not any(p.requires_grad for p in again.landmark_stream.parameters())
+    assert all(p.requires_grad for p in again.image_stream.parameters())
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_new_head_on_loaded_weights_has_numbers_and_learns(name: str, tmp_path: Path) -> None:
+    saved = poster_zoo.create_model(name, num_classes=6)
+    folder = poster_zoo.save_pretrained(saved, tmp_path / "saved", label_names=list("abcdef"))
+    model = poster_zoo.create_model(f"local-dir:{folder}", pretrained=True, num_classes=3)
+    head = model.get_classifier()
+    assert {p.device.type for p in model.parameters()} == {"cpu"}
+    assert head.weight.shape[0] == 3
+    assert head.weight.requires_grad
+    assert 0 < float(head.weight.detach().std()) < 1
+
+
+def test_weights_given_as_tensors_stay_the_callers_own(tiny: tuple[Any, Path]) -> None:
+    given = load_file(tiny[1] / "model.safetensors")
+    kept = {name: tensor.clone() for name, tensor in given.items()}
+    model = timm.create_model("poster_tiny", pretrained=True, pretrained_cfg_overlay={"state_dict": given})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(given[name], kept[name]) for name in kept)
+
+
+def test_weights_take_the_type_and_device_that_were_asked_for(tiny: tuple[Any, Path]) -> None:
+    file = str(tiny[1] / "model.safetensors")
+    model = timm.create_model(
+        "poster_tiny", pretrained=True, pretrained_cfg_overlay={"file": file}, dtype=torch.bfloat16
+    )
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    shapes = timm.create_model("poster_tiny", pretrained=True, pretrained_cfg_overlay={"file": file}, device="meta")
+    assert all(p.is_meta for p in shapes.parameters())
+
+
 def test_pretrained_without_weights_raises_and_says_what_to_do() -> None:
     with pytest.raises(WeightsNotFoundError) as error:
         timm.create_model("poster_rafdb", pretrained=True)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs
@@ -22,6 +23,7 @@ from timm.models._registry import DefaultCfg
 from torch import Tensor, nn
 
 from poster_zoo.errors import UnknownArgumentError, WeightsError, WeightsMismatchError, nearest
+from poster_zoo.models.layers import init_weights
 from poster_zoo.weights.entry import Weights
 from poster_zoo.weights.find import fetch_repository, fetch_weights
 
@@ -82,11 +84,17 @@ def build_model(cls: type[Model], variant: str, pretrained: bool, kwargs: dict[s
     _refuse_unknown_arguments(cls, variant, options)
 
     def construct(**arguments: Any) -> Any:
-        model: Any = cls(**arguments)
-        if pretrained_streams and not pretrained:
-            model.load_streams(*(weights_tensors(name, cache_dir=cache_dir) for name in STREAMS))
         if pretrained:
-            load_weights(model, weights_tensors(variant, cfg, cache_dir), cfg.first_conv, cfg.classifier, variant)
+            tensors = weights_tensors(variant, cfg, cache_dir)
+            device = torch.device(arguments.pop("device", None) or torch.get_default_device())
+            # Built without numbers of its own: to draw them takes longer than to read the weights.
+            with torch.device("meta"):
+                model: Any = cls(**arguments)
+            load_weights(model, tensors, cfg.first_conv, cfg.classifier, variant, device=device)
+            return model
+        model = cls(**arguments)
+        if pretrained_streams:
+            model.load_streams(*(weights_tensors(name, cache_dir=cache_dir) for name in STREAMS))
         return model
 
     features = {"feature_cls": "getter", "out_indices": None} if options.get("features_only") else None
@@ -110,7 +118,7 @@ def weights_tensors(
     """Return the tensors that `cfg` points at: given ones, a file, a repository of its own, or else the entry's."""
     cfg = cfg or resolve_pretrained_cfg(variant)
     if cfg.state_dict is not None:
-        return dict(cfg.state_dict)
+        return {key: tensor.clone() for key, tensor in cfg.state_dict.items()}  # the caller goes on using his own
     path = _weights_file(variant, cfg, cache_dir)
     try:
         return load_file(path)
@@ -138,6 +146,7 @@ def load_weights(
     first_conv: str | tuple[str, ...] | None = None,
     classifier: str | tuple[str, ...] | None = None,
     name: str = "the model",
+    device: torch.device | None = None,
 ) -> None:
     """Load `tensors` strictly; only what the caller changed on purpose may differ.
 
@@ -151,6 +160,8 @@ def load_weights(
         first_conv: Names of the layers that see the image.
         classifier: Names of the layers that give the logits.
         name: The model's, for messages.
+        device: For a model on the meta device, where it goes. `tensors` become its own, in the types that it was
+            built with; what they leave out is initialised there.
 
     Raises:
         WeightsMismatchError: Names or shapes differ elsewhere; the first few are named, expected and found.
@@ -173,7 +184,23 @@ def load_weights(
         if key in given and key in wanted and given[key].shape[1] != wanted[key].shape[1]:
             given[key] = adapt_input_conv(wanted[key].shape[1], given[key])
     _refuse_mismatch(name, {key: wanted[key] for key in wanted if key in kept}, given)
-    model.load_state_dict(given, strict=not fresh_head)
+    if device is None:
+        model.load_state_dict(given, strict=not fresh_head)
+        return
+    given = {key: tensor.to(device, wanted[key].dtype) for key, tensor in given.items()}
+    model.load_state_dict(given, strict=not fresh_head, assign=True)
+    if device.type != "meta":
+        _initialise_missing(model, device)
+
+
+def _initialise_missing(model: nn.Module, device: torch.device) -> None:
+    """Put on `device` what is still on the meta device, with the numbers that a new model would have there."""
+    for module in model.modules():
+        if any(tensor.is_meta for tensor in (*module.parameters(False), *module.buffers(False))):
+            module.to_empty(device=device, recurse=False)
+            reset: Any = module.reset_parameters
+            reset()
+            init_weights(module)
 
 
 def _as_tuple(names: str | tuple[str, ...] | list[str] | None) -> tuple[str, ...]:
