@@ -31,6 +31,7 @@ from poster_zoo.models.poster_v2 import (
     poster_v2_caers,
     poster_v2_rafdb,
 )
+from poster_zoo.optimize import optimize
 from poster_zoo.predict import Prediction, Predictor
 from poster_zoo.weights.convert import Conversion, convert, load_checkpoint
 from poster_zoo.weights.publish import Published, PublishedFile, push_to_hub
@@ -54,6 +55,7 @@ __all__ = [
     "load_checkpoint",
     "mobilefacenet",
     "model_info",
+    "optimize",
     "poster",
     "poster_affectnet7",
     "poster_affectnet8",

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from poster_zoo.errors import LabelError, WeightsError
+from poster_zoo.errors import LabelError, OptionError, WeightsError
 from poster_zoo.models._registry import create_model
 
 __all__ = ["from_pretrained", "model_config", "save_pretrained", "write_folder"]
@@ -84,8 +84,11 @@ def save_pretrained(
 
     Raises:
         LabelError: The number of label names is not the number of classes.
+        OptionError: The model was optimized.
         WeightsError: The folder cannot be written.
     """
+    if getattr(model, "is_optimized", False):
+        raise OptionError("An optimized model can only answer; save the model as it was before `optimize`.")
     config = model_config(model, label_names, model_args)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     return write_folder(folder, tensors, config)

@@ -1,0 +1,433 @@
+"""A model made ready to answer: the same numbers, closer to what the arithmetic costs.
+
+`optimize` replaces the parts of a model by forms that only answer. Each computes what the part computes, with fewer
+passes over memory:
+
+* a BatchNorm that follows a convolution becomes part of its weights,
+* the BatchNorm before the first convolution of an IR block becomes part of its weights as well. That convolution pads
+  with zeros *after* the norm, so its outermost row and column see no shift: there the constant is another one,
+* convolution weights are laid out once as oneDNN wants them, and a shortcut is added by the convolution itself,
+* in the pyramid both streams go through one batched product, LayerNorm's affine part is in the weights that follow
+  it, and the token mixes are plain products of matrices,
+* in the last pyramid block only what the class token needs is computed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from poster_zoo.errors import OptionError
+from poster_zoo.models.ir50 import IRBlock
+from poster_zoo.models.mobilefacenet import ConvBnAct
+from poster_zoo.models.poster import CrossFusionBlock, Poster, Pyramid, PyramidBlock
+from poster_zoo.models.poster_v2 import WindowCrossAttention
+
+__all__ = ["optimize"]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def optimize(model: Model, *, compile: bool = False, dtype: torch.dtype | None = None, inplace: bool = False) -> Model:
+    """Return `model` in a form that answers faster and can no longer be trained or saved.
+
+    Logits, features and landmarks stay what they were, up to rounding (below 1e-4 in float32). Models of other
+    packages are put into eval mode and come back as they are, in the `channels_last` memory format.
+
+    Args:
+        model: A model of the zoo, or any other; it stays as it was unless `inplace`.
+        compile: Also compile it, by `torch.compile` with inductor's freezing: the first answer for a batch size of 1,
+            and the first for another one, take a minute or so. Weights must not be changed afterwards, and calls must
+            be under `torch.inference_mode()` or `torch.no_grad()`.
+        dtype: The type to compute in, such as torch.bfloat16; None for the model's own. bfloat16 changes the answers,
+            and is faster only where the processor multiplies it.
+        inplace: Take the model itself, not a copy.
+
+    Raises:
+        OptionError: `dtype` is no floating type, or the model has parameters on the meta device.
+    """
+    if dtype is not None and not dtype.is_floating_point:
+        raise OptionError(f"dtype={dtype} was asked for; a model computes in a floating type, such as torch.bfloat16.")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise OptionError("The model is on the meta device and has no numbers; load its weights before optimizing it.")
+    if getattr(model, "is_optimized", False):
+        return model if inplace else copy.deepcopy(model)
+    model = model if inplace else copy.deepcopy(model)
+    model.eval().requires_grad_(False)
+    for name, child in model.named_children():
+        setattr(model, name, _answering(child))
+    if isinstance(model, Poster) and isinstance(model.fusion, FastPyramid):
+        model.__class__ = cast("Any", _FastPoster)
+    model.to(dtype=dtype).to(memory_format=torch.channels_last)
+    model.is_optimized = True  # type: ignore[assignment]
+    if compile:
+        model.compile(dynamic=None, options={"freezing": True})
+    return model
+
+
+def _answering(module: nn.Module) -> nn.Module:
+    """Return the form of `module` that only answers; what has none keeps itself and changes its parts."""
+    form = _FORMS.get(type(module))
+    if form is not None:
+        return form(module)
+    if isinstance(module, nn.Sequential):
+        _fold_sequence(module)
+    for name, child in module.named_children():
+        setattr(module, name, _answering(child))
+    return module
+
+
+def _fold_sequence(sequence: nn.Sequential) -> None:
+    """Fold each BatchNorm of `sequence` into the convolution just before it."""
+    names = list(sequence._modules)
+    for conv_name, bn_name in pairwise(names):
+        conv, bn = sequence._modules[conv_name], sequence._modules[bn_name]
+        if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
+            setattr(sequence, conv_name, FastConv(*_folded(conv, bn), conv))
+            setattr(sequence, bn_name, nn.Identity())
+
+
+# ---------------------------------------------------------------------------------------------------- convolutions
+
+
+class FastConv(nn.Module):
+    """A convolution with given weights, laid out once as oneDNN computes on them.
+
+    Without that the layout is made anew for each image, which for a single one costs as much as the arithmetic.
+
+    Args:
+        weight: As of `nn.Conv2d`.
+        bias: (C,).
+        like: Whose stride, padding, dilation and groups to take.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, like: nn.Conv2d) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+        self.geometry = (_pair(like.padding), _pair(like.stride), _pair(like.dilation), like.groups)
+        self._packed: tuple[tuple[Any, ...], Tensor] | None = None
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """Convolve `x`, and add `shortcut`, whose memory may be taken for the sum."""
+        padding, stride, dilation, groups = self.geometry
+        if torch.compiler.is_compiling() or not _onednn_computes(x, self.weight):
+            y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
+            return y if shortcut is None else y + shortcut
+        packed = self._packed_for(x)
+        if shortcut is None:
+            return cast("Tensor", _CONV(x, packed, self.bias, padding, stride, dilation, groups, "none", [], ""))
+        return cast(
+            "Tensor",
+            _CONV_ADD(shortcut, x, packed, self.bias, padding, stride, dilation, groups, "add", 1.0, None, [], None),
+        )
+
+    def _packed_for(self, x: Tensor) -> Tensor:
+        key = (self.weight.data_ptr(), self.weight.dtype)
+        if self._packed is None or self._packed[0] != key:
+            plain = self.weight.contiguous().to_mkldnn()
+            self._packed = key, _PACK(plain, *self.geometry, list(x.shape))
+        return self._packed[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the packed weights, which can neither be copied nor pickled."""
+        return self.__dict__ | {"_packed": None}
+
+
+def _pair(size: Any) -> list[int]:
+    return [int(size)] * 2 if isinstance(size, int) else [int(side) for side in size]
+
+
+# Inductor compiles convolutions to these; a build of torch without oneDNN has none of them.
+_ONEDNN: bool = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+_CONV: Callable[..., Any] = torch.ops.mkldnn._convolution_pointwise if _ONEDNN else F.conv2d
+_CONV_ADD: Callable[..., Any] = torch.ops.mkldnn._convolution_pointwise_.binary if _ONEDNN else F.conv2d
+_PACK: Callable[..., Any] = torch._C._nn.mkldnn_reorder_conv2d_weight if _ONEDNN else F.conv2d
+
+
+def _onednn_computes(x: Tensor, weight: Tensor) -> bool:
+    return (
+        _ONEDNN
+        and bool(torch.backends.mkldnn.enabled)
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.numel() > 0
+        and not (x.requires_grad and torch.is_grad_enabled())
+        and not torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _scale_and_shift(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Return what `bn` in eval mode multiplies with and adds, a channel, in float64."""
+    mean, var = cast("Tensor", bn.running_mean).double(), cast("Tensor", bn.running_var).double()
+    scale = bn.weight.detach().double() / (var + bn.eps).sqrt()
+    return scale, bn.bias.detach().double() - mean * scale
+
+
+def _folded(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Return weights and bias that do what `conv` and then `bn` do."""
+    scale, shift = _scale_and_shift(bn)
+    if conv.bias is not None:
+        shift = shift + conv.bias.detach().double() * scale
+    weight = conv.weight.detach()
+    return (weight.double() * scale[:, None, None, None]).to(weight), shift.to(weight)
+
+
+def _fold_conv_bn_act(module: ConvBnAct) -> nn.Module:
+    conv = FastConv(*_folded(module.conv, module.bn), module.conv)
+    return nn.Sequential(conv, module.act) if isinstance(module.act, nn.PReLU) else conv
+
+
+class FastIRBlock(nn.Module):
+    """An IR block as two convolutions: the first norm is in the first one, the second in the second one."""
+
+    edges: Tensor
+    corners: Tensor
+
+    def __init__(self, block: IRBlock) -> None:
+        super().__init__()
+        scale, shift = _scale_and_shift(block.bn1)
+        kernel = block.conv1.weight.detach().double()  # (out, in, 3, 3)
+        # What each of the nine taps adds to the output by the norm's shift, (out, 3, 3). A tap that falls on the
+        # padding adds nothing: it is taken off again at the edges, and at the corners given back once.
+        taps = torch.einsum("oihw,i->ohw", kernel, shift)
+        like = block.conv1.weight.detach()
+        weight, bias = (kernel * scale[:, None, None]).to(like), taps.sum((1, 2)).to(like)
+        self.conv1 = FastConv(weight, bias, block.conv1)
+        top, bottom, left, right = taps[:, 0].sum(1), taps[:, 2].sum(1), taps[:, :, 0].sum(1), taps[:, :, 2].sum(1)
+        self.register_buffer("edges", torch.stack([top, bottom, left, right]).to(like))
+        self.register_buffer("corners", taps[:, ::2, ::2].to(like)[None])
+        self.act = block.act
+        self.conv2 = FastConv(*_folded(block.conv2, block.bn2), block.conv2)
+        self.downsample = _answering(block.downsample)
+        self.step = block.shortcut_step
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._take_off_padding(self.conv1(x))
+        shortcut: Tensor = self.downsample(x)
+        if self.step > 1:
+            shortcut = shortcut[:, :, :: self.step, :: self.step].contiguous(memory_format=torch.channels_last)
+        # An identity's shortcut is the block's input, which nobody needs any more.
+        return cast("Tensor", self.conv2(self.act(y), shortcut))
+
+    def _take_off_padding(self, y: Tensor) -> Tensor:
+        top, bottom, left, right = self.edges.unsqueeze(-1)
+        y[:, :, 0] -= top
+        y[:, :, -1] -= bottom
+        y[:, :, :, 0] -= left
+        y[:, :, :, -1] -= right
+        y[:, :, :: y.shape[2] - 1, :: y.shape[3] - 1] += self.corners
+        return y
+
+
+# --------------------------------------------------------------------------------------------------------- pyramid
+
+
+class FastFusionBlock(nn.Module):
+    """A cross-fusion block on tokens of shape (100, B, D), the image's before the landmarks', both at once.
+
+    Weights have the streams as their first dimension. The affine part of each LayerNorm is in the product after it.
+    """
+
+    mix_weight: Tensor
+    mix_bias: Tensor
+
+    def __init__(self, block: CrossFusionBlock) -> None:
+        super().__init__()
+        branches = (block.image, block.landmark)
+        self.num_heads = block.image.attn.num_heads
+        self.eps = block.image.norm1.eps
+        pairs = {
+            "query": (_stacked([b.norm1.weight for b in branches]), _stacked([b.norm1.bias for b in branches])),
+            "kv": _after_norm([(b.norm1, b.attn.kv) for b in branches]),
+            "proj": _transposed([b.attn.proj for b in branches]),
+            "fc1": _after_norm([(b.norm2, b.mlp.fc1) for b in branches]),
+            "fc2": _transposed([b.mlp.fc2 for b in branches]),
+        }
+        self.layers = tuple(pairs)
+        for name, (weight, bias) in pairs.items():
+            self.register_buffer(f"{name}_weight", weight)
+            self.register_buffer(f"{name}_bias", bias)
+        self.mixes = isinstance(block.mix, nn.Conv1d)
+        if isinstance(block.mix, nn.Conv1d):
+            self.register_buffer("mix_weight", block.mix.weight.detach()[:, :, 0].clone())
+            self.register_buffer("mix_bias", cast("Tensor", block.mix.bias).detach()[:, None, None].clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's tokens, (100, B, D) as they came."""
+        return self._mix(self._exchange(x, 2))
+
+    def class_token(self, x: Tensor) -> Tensor:
+        """Return the first of the block's tokens alone, (1, B, D)."""
+        return self._mix(self._exchange(x, 2), 1) if self.mixes else self._exchange(x, 1, 1)
+
+    def _exchange(self, x: Tensor, streams: int, tokens: int | None = None) -> Tensor:
+        """Let the first `streams` ask each other, for the first `tokens` of each; return (tokens, B, D)."""
+        _, batch, dim = x.shape
+        halves = x.view(2, -1, batch, dim)  # (2, 50, B, D)
+        normed = F.layer_norm(halves, (dim,), eps=self.eps)
+        own, others, keys = halves, normed.flip(0), normed
+        if streams == 1:
+            own, others, keys = own[:1, :tokens], others[:1, :tokens], keys[:1]
+        own, others, keys = (t.reshape(streams, -1, dim) for t in (own, others, keys))
+        query, kv, proj, fc1, fc2 = (self._layer(name, streams) for name in self.layers)
+
+        asked = self._attend(torch.addcmul(query[1], others, query[0]), torch.baddbmm(kv[1], keys, kv[0]), batch)
+        own = torch.baddbmm(own + proj[1], asked, proj[0])
+        hidden = F.gelu(torch.baddbmm(fc1[1], F.layer_norm(own, (dim,), eps=self.eps), fc1[0]))
+        return torch.baddbmm(own + fc2[1], hidden, fc2[0]).view(-1, batch, dim)
+
+    def _layer(self, name: str, streams: int) -> tuple[Tensor, Tensor]:
+        weight, bias = getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias")
+        return (weight, bias) if streams == 2 else (weight[:streams], bias[:streams])
+
+    def _attend(self, queries: Tensor, kv: Tensor, batch: int) -> Tensor:
+        """Return (streams, N · B, D) for queries of that shape, and keys and values (streams, 50 · B, 2 D)."""
+        streams, _, dim = queries.shape
+        heads, width = self.num_heads, dim // self.num_heads
+        q = queries.view(streams, -1, batch, heads, width).permute(0, 2, 3, 1, 4)
+        k, v = kv.view(streams, -1, batch, 2, heads, width).permute(3, 0, 2, 4, 1, 5)
+        y = F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
+        return y.view(streams, batch, heads, -1, width).permute(0, 3, 1, 2, 4).reshape(queries.shape)
+
+    def _mix(self, x: Tensor, outputs: int | None = None) -> Tensor:
+        """Mix the tokens where the block does, for the first `outputs` of them."""
+        if not self.mixes:
+            return x
+        weight, bias = (
+            (self.mix_weight, self.mix_bias)
+            if outputs is None
+            else (self.mix_weight[:outputs], self.mix_bias[:outputs])
+        )
+        return torch.mm(weight, x.flatten(1)).view(-1, *x.shape[1:]) + bias
+
+
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    """Return the vectors of both streams, (2, 1, D)."""
+    return torch.stack(tensors).detach()[:, None]
+
+
+def _transposed(layers: list[nn.Linear]) -> tuple[Tensor, Tensor]:
+    """Return the weights (2, in, out) and biases (2, 1, out) of both streams."""
+    return torch.stack([layer.weight.t() for layer in layers]).detach(), _stacked([layer.bias for layer in layers])
+
+
+def _after_norm(layers: list[tuple[nn.LayerNorm, nn.Linear]]) -> tuple[Tensor, Tensor]:
+    """As `_transposed`, with the affine part of the norm before each layer taken in."""
+    weights = [norm.weight.double()[:, None] * layer.weight.double().t() for norm, layer in layers]
+    biases = [layer.bias.double() + layer.weight.double() @ norm.bias.double() for norm, layer in layers]
+    like = layers[0][1].weight
+    return torch.stack(weights).detach().to(like), _stacked(biases).to(like)
+
+
+class Upsample(nn.Module):
+    """Add a level to the next larger one: a transposed convolution over tokens as one product, and the sum."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, conv: nn.ConvTranspose1d) -> None:
+        super().__init__()
+        self.register_buffer(
+            "weight", conv.weight.detach().permute(1, 2, 0).flatten(0, 1).contiguous()
+        )  # (100 · 2, 100)
+        self.register_buffer("bias", cast("Tensor", conv.bias).detach()[:, None, None].clone())
+
+    def forward(self, large: Tensor, small: Tensor) -> Tensor:
+        """Return `large` plus the stretched `small` (100, B, D / 2), for as many tokens as `large` has."""
+        tokens, batch, dim = large.shape
+        stretched = torch.mm(self.weight[: 2 * tokens], small.flatten(1)).view(tokens, 2, batch, dim // 2)
+        return large + self.bias[:tokens] + stretched.permute(0, 2, 3, 1).reshape(large.shape)
+
+
+class FastPyramid(nn.Module):
+    """The pyramid on tokens of shape (100, B, D): both streams' tokens are then one matrix each, without copies."""
+
+    pos_embed: Tensor
+
+    def __init__(self, pyramid: Pyramid) -> None:
+        super().__init__()
+        self.register_buffer("pos_embed", pyramid.pos_embed.detach().clone())
+        self.down_medium, self.down_small = pyramid.down_medium, pyramid.down_small
+        blocks = cast("list[PyramidBlock]", list(pyramid.blocks))
+        self.large, self.medium, self.small = (
+            nn.ModuleList(FastFusionBlock(getattr(block, level)) for block in blocks)
+            for level in ("large", "medium", "small")
+        )
+        self.up_medium = nn.ModuleList(Upsample(block.up_medium) for block in blocks)
+        self.up_small = nn.ModuleList(Upsample(block.up_small) for block in blocks)
+        self.norm = pyramid.norm
+
+    def forward(self, image: Tensor, landmark: Tensor) -> Tensor:
+        """Fuse two streams of tokens, (B, 49, D) each, into (B, 100, D): a mean and the tokens of each stream."""
+        return self._fuse(image, landmark, class_token=False)
+
+    def class_token(self, image: Tensor, landmark: Tensor) -> Tensor:
+        """Return the first of the fused tokens alone, (B, 1, D)."""
+        return self._fuse(image, landmark, class_token=True)
+
+    def _fuse(self, image: Tensor, landmark: Tensor, class_token: bool) -> Tensor:
+        image = torch.cat((image.mean(1, keepdim=True), image), dim=1) + self.pos_embed
+        landmark = torch.cat((landmark.mean(1, keepdim=True), landmark), dim=1)
+        tokens = torch.cat((image, landmark), dim=1)
+        # The convolutions want the batch first, the products the tokens.
+        large, medium, small = (
+            level.transpose(0, 1).contiguous() for level in (tokens, self.down_medium(tokens), self.down_small(tokens))
+        )
+        last = len(self.large) - 1
+        for i in range(len(self.large)):
+            fuse = cast("FastFusionBlock", self.large[i])
+            large = fuse.class_token(large) if class_token and i == last else fuse(large)
+            small = self.small[i](small)
+            medium = self.up_small[i](self.medium[i](medium), small)
+            large = self.up_medium[i](large, medium)
+        fused: Tensor = self.norm(large).transpose(0, 1)
+        return fused
+
+
+class _FastPoster(Poster):
+    """POSTER with a `FastPyramid`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.global_pool != "token" or self.fusion is None:
+            return super().forward(x)
+        x = self.resize(x)
+        maps = self.image_stream.forward_stages(x)[-1], self.landmark_stream.forward_maps(x)[-1]
+        return self.forward_head(self.fusion.class_token(*self.tokens(*maps)))
+
+
+# ------------------------------------------------------------------------------------------------------- POSTER++
+
+
+class FastWindowCrossAttention(WindowCrossAttention):
+    """Window attention with its relative position bias laid out once."""
+
+    bias: Tensor
+
+    def __init__(self, attention: WindowCrossAttention) -> None:
+        nn.Module.__init__(self)
+        self.num_heads, self.head_dim, self.window = attention.num_heads, attention.head_dim, attention.window
+        self.kv, self.proj = attention.kv, attention.proj
+        self.register_buffer("bias", attention.relative_bias().detach().contiguous())
+
+    def relative_bias(self) -> Tensor:
+        """Return the bias between any two positions, (1, heads, w², w²)."""
+        return self.bias
+
+
+_FORMS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+    ConvBnAct: _fold_conv_bn_act,
+    IRBlock: FastIRBlock,
+    Pyramid: FastPyramid,
+    WindowCrossAttention: FastWindowCrossAttention,
+}

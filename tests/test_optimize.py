@@ -1,0 +1,215 @@
+"""An optimized model answers as the model it was made of."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import poster_zoo
+from poster_zoo.errors import OptionError
+from poster_zoo.models._builder import ENTRIES
+from poster_zoo.models.ir50 import IRBlock
+from poster_zoo.optimize import FastIRBlock, optimize
+from poster_zoo.weights.upstream import LAYOUTS, rename
+
+EXPECTED = load_file(Path(__file__).parent / "upstream" / "expected.safetensors")
+SMALL = ["poster_tiny", "poster_tiny_baseline", "poster_tiny_image", "mobilefacenet"]
+LARGE = {"poster_rafdb_small": "poster_small", "poster_affectnet7_large": "poster_affectnet7"}
+
+
+def as_if_trained(model: nn.Module) -> None:
+    """Give every norm numbers of its own: those of a new one, 1 and 0, would hide a wrong fold."""
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            nn.init.normal_(module.running_mean, std=0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)):
+            nn.init.uniform_(module.weight, 0.6, 1.4)
+            nn.init.normal_(module.bias, std=0.3)
+
+
+def build(name: str, **kwargs: Any) -> Any:
+    torch.manual_seed(3)
+    model = poster_zoo.create_model(name, **kwargs).eval()
+    as_if_trained(model)
+    return model
+
+
+def images(model: Any, count: int) -> Tensor:
+    return torch.randn(count, model.in_chans, *model.img_size, generator=torch.Generator().manual_seed(count))
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("name", SMALL)
+def test_answers_stay_what_they_were(name: str, count: int) -> None:
+    model = build(name)
+    fast = optimize(model)
+    x = images(model, count)
+    with torch.inference_mode():
+        close(fast(x), model(x))
+        close(fast.forward_features(x), model.forward_features(x))
+        if hasattr(model, "forward_landmarks"):
+            close(fast.forward_landmarks(x), model.forward_landmarks(x))
+        for ours, theirs in zip(
+            fast.forward_intermediates(x, intermediates_only=True),
+            model.forward_intermediates(x, intermediates_only=True),
+            strict=True,
+        ):
+            close(ours, theirs)
+
+
+@pytest.mark.parametrize("variant", [*LARGE, "posterv2_rafdb", "ir50"])
+def test_optimized_models_give_the_authors_numbers(variant: str) -> None:
+    name = LARGE.get(variant) or {"posterv2_rafdb": "poster_v2_rafdb", "ir50": "ir50"}[variant]
+    tensors = checkpoints.tensors(variant)
+    used = rename(LAYOUTS[ENTRIES[name].upstream_layout or ""], tensors).used
+    model: Any = poster_zoo.create_model(name)
+    model.load_state_dict({ours: tensors[theirs] for theirs, ours in used.items()})
+    fast = optimize(model, inplace=True)
+    noise = np.random.RandomState(0).standard_normal((2, 3, *model.img_size)).astype(np.float32)
+    with torch.inference_mode():
+        answer = fast(torch.from_numpy(noise))
+    expected = EXPECTED[f"{variant}/{'embedding' if variant == 'ir50' else 'logits'}"]
+    torch.testing.assert_close(answer, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"token_mixing": False}, {"global_pool": "avg"}, {"num_classes": 0}, {"in_chans": 1}, {"depth": 1}],
+    ids=str,
+)
+def test_other_forms_of_poster_stay_what_they_were(options: dict[str, Any]) -> None:
+    model = build("poster_tiny", **options)
+    x = images(model, 2)
+    with torch.inference_mode():
+        close(optimize(model)(x), model(x))
+
+
+@pytest.mark.parametrize(("in_chs", "out_chs", "stride"), [(8, 8, 1), (8, 8, 2), (8, 12, 2)])
+@pytest.mark.parametrize("side", [2, 5])
+def test_borders_are_exact_even_where_a_norm_has_no_scale(in_chs: int, out_chs: int, stride: int, side: int) -> None:
+    torch.manual_seed(side)
+    block = IRBlock(in_chs, out_chs, stride).eval()
+    as_if_trained(block)
+    block.double().bn1.weight.data[0] = 0  # what pads the image before such a norm cannot stand for it
+    block.bn1.bias.data[0] = 5
+    x = torch.randn(2, in_chs, side, side, dtype=torch.float64)
+    with torch.inference_mode():
+        expected = block(x)
+        torch.testing.assert_close(FastIRBlock(block)(x.clone()), expected, rtol=0, atol=1e-12)
+
+
+def test_the_model_itself_is_left_as_it_was() -> None:
+    model = build("poster_tiny").train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    fast = optimize(model)
+    with torch.inference_mode():
+        fast(images(model, 1))
+    assert fast is not model
+    assert model.training
+    assert any(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_inplace_takes_the_model_itself_and_twice_is_once() -> None:
+    model = build("poster_tiny")
+    x = images(model, 1)
+    with torch.inference_mode():
+        expected = model(x)
+        fast = optimize(model, inplace=True)
+        assert fast is model
+        close(optimize(fast)(x), expected)
+        close(optimize(fast, inplace=True)(x), expected)
+
+
+def test_copies_and_pickles_of_it_answer_alike() -> None:
+    model = optimize(build("poster_tiny"))
+    x = images(model, 1)
+    with torch.inference_mode():
+        answer = model(x)
+        for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301
+            assert torch.equal(again(x), answer)
+
+
+def test_images_are_not_written_into() -> None:
+    model = optimize(build("ir50", depths=(1, 1, 1, 1)))
+    x = images(model, 1)
+    before = x.clone()
+    with torch.inference_mode():
+        assert torch.equal(model(x), model(x))
+    assert torch.equal(x, before)
+
+
+def test_gradients_by_the_image_stay_what_they_were() -> None:
+    model = build("poster_tiny").requires_grad_(False)
+    gradients = []
+    for each in (model, optimize(model)):
+        x = images(model, 2).requires_grad_()
+        each(x).logsumexp(1).sum().backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_another_type_is_computed_in(dtype: torch.dtype) -> None:
+    model = build("poster_tiny")
+    fast = optimize(model, dtype=dtype)
+    x = images(model, 2)
+    with torch.inference_mode():
+        answer = fast(x.to(dtype))
+        assert answer.dtype == dtype
+        tolerance = 1e-5 if dtype == torch.float64 else 0.05
+        torch.testing.assert_close(answer.float(), model(x), rtol=tolerance, atol=tolerance)
+
+
+def test_autocast_still_computes_in_its_type() -> None:
+    model = build("poster_tiny")
+    fast, x = optimize(model), images(model, 1)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert fast(x).dtype == torch.bfloat16
+
+
+def test_a_model_of_another_package_answers_as_before() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=True), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 2)).eval()
+    as_if_trained(model)
+    x = torch.randn(2, 3, 8, 8)
+    with torch.inference_mode():
+        close(optimize(model)(x), model(x))
+
+
+def test_compiled_models_answer_alike_without_a_graph_break() -> None:
+    model = build("poster_tiny")
+    fast = optimize(model)
+    torch._dynamo.reset()
+    compiled = torch.compile(fast, backend="eager", fullgraph=True)
+    with torch.inference_mode():
+        for count in (1, 2, 3):
+            x = images(model, count)
+            close(compiled(x), model(x))
+
+
+def test_what_cannot_be_optimized_is_said() -> None:
+    with pytest.raises(OptionError, match="floating"):
+        optimize(nn.Linear(2, 2), dtype=torch.int8)
+    with pytest.raises(OptionError, match="meta"):
+        optimize(nn.Linear(2, 2, device="meta"))
+
+
+def test_an_optimized_model_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="before"):
+        poster_zoo.save_pretrained(optimize(build("poster_tiny")), tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
