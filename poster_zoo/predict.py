@@ -99,7 +99,7 @@ class Predictor:
             if number < 1:
                 raise OptionError(f"{name} is {number}; it must be 1 or more.")
         if device is not None:
-            _check_device(device)
+            check_device(device)
         if isinstance(model, str):
             from poster_zoo import create_model  # late: the package's front door imports this file
 
@@ -334,7 +334,12 @@ def _batched(readings: Iterator[_Reading], size: int) -> Iterator[list[_Reading]
         yield batch
 
 
-def _check_device(device: str | torch.device) -> None:
+def check_device(device: str | torch.device) -> None:
+    """Refuse a device that cannot be used here.
+
+    Raises:
+        OptionError: With torch's reason.
+    """
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
