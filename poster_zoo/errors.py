@@ -10,14 +10,19 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 __all__ = [
+    "ClusterError",
+    "DatasetError",
+    "FaultyDataError",
     "ImageError",
     "InputShapeError",
     "LabelError",
     "MissingExtraError",
+    "MissingImageError",
     "OptionError",
     "OutputError",
     "PosterZooError",
     "PublishError",
+    "TrainingError",
     "UnknownArgumentError",
     "UnknownModelError",
     "WeightsError",
@@ -44,12 +49,24 @@ class OptionError(PosterZooError, ValueError):
     """A value that an option does not take."""
 
 
+class DatasetError(OptionError, FileNotFoundError):
+    """A place that does not hold the collection of faces that was named."""
+
+
+class FaultyDataError(PosterZooError, ValueError):
+    """A collection with images or labels that cannot be used."""
+
+
 class OutputError(PosterZooError, ValueError):
     """A file that cannot be written where it was asked for."""
 
 
 class MissingExtraError(PosterZooError, ImportError):
     """A feature whose optional packages are not installed."""
+
+
+class ClusterError(PosterZooError, RuntimeError):
+    """Work that several processes or machines could not finish together."""
 
 
 class InputShapeError(PosterZooError, ValueError):
@@ -64,6 +81,10 @@ class ImageError(PosterZooError, ValueError):
     """A file, byte string or array that does not hold an image we can read."""
 
 
+class MissingImageError(ImageError, FileNotFoundError):
+    """An image that a list names and that is not there."""
+
+
 class WeightsError(PosterZooError, ValueError):
     """A weights file that cannot be read or used."""
 
@@ -74,6 +95,10 @@ class WeightsMismatchError(WeightsError):
 
 class WeightsNotFoundError(PosterZooError, FileNotFoundError):
     """No weights for this model, anywhere they were looked for."""
+
+
+class TrainingError(PosterZooError, RuntimeError):
+    """A training that cannot go on: its loss is no number, or its disk is full."""
 
 
 class PublishError(PosterZooError, OSError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import inspect
 import io
+import itertools
 import json
 import os
 import re
@@ -131,12 +132,30 @@ def test_the_help_of_each_command_ends_with_two_commands_to_paste(name: str) -> 
 RELEASES = {"rafdb_best.pth": "poster_rafdb_large", "mobilefacenet_model_best.pth.tar": "mobilefacenet"}
 
 
+def make_collections(face: Path) -> None:
+    """Make, here, the collections that the help names: a small `RAF-DB` in its layout, and class folders `faces`."""
+    image = Image.open(face).convert("RGB").resize((100, 100))
+    lines = []
+    for i, (part, label) in enumerate(itertools.product(("train", "test"), range(1, 8))):
+        lines.append(f"{part}_{i:05}.jpg {label}")
+        aligned = Path("RAF-DB/Image/aligned", f"{part}_{i:05}_aligned.jpg")
+        aligned.parent.mkdir(parents=True, exist_ok=True)
+        image.rotate(3 * i).save(aligned)
+    Path("RAF-DB/EmoLabel").mkdir()
+    Path("RAF-DB/EmoLabel/list_patition_label.txt").write_text("\n".join(lines) + "\n")
+    for i, (part, label, number) in enumerate(itertools.product(("train", "valid"), ("happy", "sad"), range(2))):
+        file = Path("faces", part, label, f"{number}.png")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        image.rotate(-3 * i - 1).save(file)
+
+
 @pytest.mark.parametrize("name", commands())
 @pytest.mark.usefixtures("bundled")
 def test_the_commands_in_the_help_run(name: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "examples").mkdir()
     shutil.copy(root / "examples" / "face.png", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
+    make_collections(root / "examples" / "face.png")
     for example in examples(name):
         arguments = shlex.split(example)[1:]
         for file in RELEASES.keys() & set(arguments):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import click
 
 from poster_zoo._version import __version__
-from poster_zoo.cli import convert, info, landmarks, list_models, predict, publish
+from poster_zoo.cli import bench, convert, data, info, landmarks, list_models, predict, publish
 from poster_zoo.cli.errors import CommandGroup
 
 __all__ = ["main"]
@@ -24,5 +24,5 @@ def main() -> None:
     """
 
 
-for module in (list_models, info, predict, landmarks, convert, publish):
+for module in (list_models, info, predict, landmarks, data, convert, publish, bench):
     main.add_command(module.command)

@@ -6,7 +6,7 @@ Two kinds are read:
   `poster_zoo.labels.RAFDB`.
 - CSV (comma, semicolon or tab): with a header that names a file column and a label column, or just the two columns,
   file first. A label is a name (`Happy`, `happiness` and `joy` are one), or a number: the position in the model's
-  labels, counted from zero.
+  labels, counted from zero. A column may say to which split an image belongs.
 """
 
 from __future__ import annotations
@@ -14,31 +14,45 @@ from __future__ import annotations
 import csv
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from poster_zoo.errors import LabelError
 from poster_zoo.labels import RAFDB, canonical_label
 
-__all__ = ["FILE_COLUMNS", "LABEL_COLUMNS", "Pairing", "pair_labels", "read_labels"]
+__all__ = [
+    "FILE_COLUMNS",
+    "LABEL_COLUMNS",
+    "RAFDB_NUMBERS",
+    "SPLIT_COLUMNS",
+    "LabelRow",
+    "Pairing",
+    "pair_labels",
+    "read_labels",
+    "read_list",
+    "read_table",
+    "unique_rows",
+]
 
 FILE_COLUMNS = ("path", "file", "filename", "file_name", "image", "name")
 LABEL_COLUMNS = ("label", "emotion", "expression")
+SPLIT_COLUMNS = ("split", "usage", "subset")
+RAFDB_NUMBERS = {str(i): name for i, name in enumerate(RAFDB, start=1)}
 
 _DELIMITERS = ",;\t"
 _RAFDB_LINE = re.compile(rf"[^{_DELIMITERS}]*\S +\d+\s*")
-_RAFDB_NUMBERS = {str(i): name for i, name in enumerate(RAFDB, start=1)}
 _SHOWN = 12  # different labels that an error lists; more of them are no list of expressions
 
 
 @dataclass(frozen=True)
-class _Row:
-    """One line of a label file, as it is written there."""
+class LabelRow:
+    """One line of a label file, as it is written there; `split` is empty where the file does not say."""
 
     line: int
     file: str
     label: str
+    split: str = ""
 
 
 def read_labels(path: str | Path, label_names: Sequence[str]) -> dict[str, str]:
@@ -57,14 +71,38 @@ def read_labels(path: str | Path, label_names: Sequence[str]) -> dict[str, str]:
     """
     path = Path(path)
     lines = _read_lines(path)
-    first = next((line for line in lines if line.strip()), "")
-    if _RAFDB_LINE.fullmatch(first):
-        rows = _rafdb_rows(path, lines)
-    else:
-        rows = _csv_rows(path, lines, max(_DELIMITERS, key=first.count))
+    rows = _rafdb_rows(path, lines) if _RAFDB_LINE.fullmatch(_first(lines)) else _csv_rows(path, lines)
+    return _resolve(path, _some(path, rows), label_names)
+
+
+def read_table(path: str | Path) -> list[LabelRow]:
+    """Read the rows of a CSV as they are written, whatever their labels mean.
+
+    Raises:
+        LabelError: no such file; a line that cannot be understood (with its number); no rows at all.
+    """
+    path = Path(path)
+    return _some(path, _csv_rows(path, _read_lines(path)))
+
+
+def read_list(path: str | Path) -> list[LabelRow]:
+    """Read lines such as `train_00001.jpg 5`, the form of RAF-DB's and AffectNet's lists, whatever their numbers mean.
+
+    Raises:
+        LabelError: no such file; a line of another form (with its number); no lines at all.
+    """
+    path = Path(path)
+    return _some(path, _list_rows(path, _read_lines(path)))
+
+
+def _first(lines: Sequence[str]) -> str:
+    return next((line for line in lines if line.strip()), "")
+
+
+def _some(path: Path, rows: list[LabelRow]) -> list[LabelRow]:
     if not rows:
         raise LabelError(f"The label file {str(path)!r} holds no labels; give each image a line: its file, its label.")
-    return _resolve(path, rows, label_names)
+    return rows
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -76,25 +114,37 @@ def _read_lines(path: Path) -> list[str]:
         raise LabelError(f"The label file {str(path)!r} cannot be read: {error.strerror}.") from error
 
 
-def _rafdb_rows(path: Path, lines: Sequence[str]) -> list[_Row]:
+def _list_rows(path: Path, lines: Sequence[str], numbers: str = "a number") -> list[LabelRow]:
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        file, _, digits = line.strip().rpartition(" ")
-        if not file.strip() or digits not in _RAFDB_NUMBERS:
+        file, _, label = line.strip().rpartition(" ")
+        if not file.strip():
             raise LabelError(
-                f"{str(path)!r}, line {number}: {line.strip()!r} is no line of RAF-DB's list, which reads "
-                f"'train_00001.jpg 5' with a number from 1 to {len(RAFDB)}; for other numbers give a CSV of names."
+                f"{str(path)!r}, line {number}: {line.strip()!r} is no line of such a list, "
+                f"which reads 'train_00001.jpg 5': a file, a blank, {numbers}."
             )
-        rows.append(_Row(number, file.strip(), _RAFDB_NUMBERS[digits]))
+        rows.append(LabelRow(number, file.strip(), label))
     return rows
 
 
-def _csv_rows(path: Path, lines: Sequence[str], delimiter: str) -> list[_Row]:
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    rows: list[_Row] = []
-    columns: tuple[int, int] | None = None
+def _rafdb_rows(path: Path, lines: Sequence[str]) -> list[LabelRow]:
+    numbers = f"a number from 1 to {len(RAFDB)}"
+    rows = _list_rows(path, lines, numbers)
+    for row in rows:
+        if row.label not in RAFDB_NUMBERS:
+            raise LabelError(
+                f"{str(path)!r}, line {row.line}: {f'{row.file} {row.label}'!r} is no line of RAF-DB's list, which "
+                f"reads 'train_00001.jpg 5' with {numbers}; for other numbers give a CSV of names."
+            )
+    return [replace(row, label=RAFDB_NUMBERS[row.label]) for row in rows]
+
+
+def _csv_rows(path: Path, lines: Sequence[str]) -> list[LabelRow]:
+    reader = csv.reader(lines, delimiter=max(_DELIMITERS, key=_first(lines).count), strict=True)
+    rows: list[LabelRow] = []
+    columns: tuple[int, ...] | None = None
     end = 0
     try:
         for cells in reader:
@@ -109,21 +159,25 @@ def _csv_rows(path: Path, lines: Sequence[str], delimiter: str) -> list[_Row]:
                     continue
             if len(cells) <= max(columns):
                 raise LabelError(f"{str(path)!r}, line {number}: a file and a label were expected, found {cells!r}.")
-            rows.append(_Row(number, cells[columns[0]].strip(), cells[columns[1]].strip()))
+            rows.append(LabelRow(number, *(cells[column].strip() for column in columns)))
     except csv.Error as error:
         raise LabelError(f"{str(path)!r}, line {end + 1}: this is no CSV: {error}.") from error
     return rows
 
 
-def _header_columns(cells: Sequence[str]) -> tuple[int, int] | None:
-    """Return the places of the file and the label column, or None where the row is no header."""
+def _header_columns(cells: Sequence[str]) -> tuple[int, ...] | None:
+    """Return the places of the file, the label and, if there, the split column; None where the row is no header."""
     names = [cell.strip().casefold() for cell in cells]
-    file = next((names.index(name) for name in FILE_COLUMNS if name in names), None)
-    label = next((names.index(name) for name in LABEL_COLUMNS if name in names), None)
-    return None if file is None or label is None else (file, label)
+    file, label, split = (
+        next((names.index(name) for name in columns if name in names), None)
+        for columns in (FILE_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS)
+    )
+    if file is None or label is None:
+        return None
+    return (file, label) if split is None else (file, label, split)
 
 
-def _plain_columns(path: Path, number: int, cells: Sequence[str]) -> tuple[int, int]:
+def _plain_columns(path: Path, number: int, cells: Sequence[str]) -> tuple[int, ...]:
     if len(cells) == 2:
         return 0, 1
     raise LabelError(
@@ -132,16 +186,32 @@ def _plain_columns(path: Path, number: int, cells: Sequence[str]) -> tuple[int, 
     )
 
 
-def _resolve(path: Path, rows: Sequence[_Row], label_names: Sequence[str]) -> dict[str, str]:
+def unique_rows(path: Path, rows: Iterable[LabelRow]) -> dict[str, LabelRow]:
+    """Return the row of each file; rows that say the same of a file count once.
+
+    Raises:
+        LabelError: a row names no file, or two give one file different labels.
+    """
+    unique: dict[str, LabelRow] = {}
+    for row in rows:
+        if not row.file:
+            raise LabelError(f"{str(path)!r}, line {row.line}: the name of the file is missing.")
+        first = unique.setdefault(row.file, row)
+        if canonical_label(first.label) != canonical_label(row.label):
+            raise LabelError(
+                f"{str(path)!r}, line {row.line}: {row.file!r} is {row.label} here and {first.label} in line "
+                f"{first.line}; keep one of them."
+            )
+    return unique
+
+
+def _resolve(path: Path, rows: Sequence[LabelRow], label_names: Sequence[str]) -> dict[str, str]:
     """Turn the labels as written into the model's names; refuse unknown and contradicting ones."""
     known = {canonical_label(name): name for name in label_names}
     known_numbers = {str(i): name for i, name in enumerate(label_names)}
-    lines: dict[str, int] = {}
-    labels: dict[str, str] = {}
+    resolved = []
     for row in rows:
         label = known.get(canonical_label(row.label)) or known_numbers.get(row.label)
-        if not row.file:
-            raise LabelError(f"{str(path)!r}, line {row.line}: the name of the file is missing.")
         if label is None:
             written = sorted({other.label for other in rows})
             more = f" and {len(written) - _SHOWN} more" if len(written) > _SHOWN else ""
@@ -150,13 +220,8 @@ def _resolve(path: Path, rows: Sequence[_Row], label_names: Sequence[str]) -> di
                 f"Labels in the file: {', '.join(written[:_SHOWN])}{more}. "
                 f"Labels of the model: {', '.join(label_names)} (or their numbers, 0 to {len(label_names) - 1})."
             )
-        if labels.setdefault(row.file, label) != label:
-            raise LabelError(
-                f"{str(path)!r}, line {row.line}: {row.file!r} is {label} here and {labels[row.file]} in line "
-                f"{lines[row.file]}; keep one of them."
-            )
-        lines.setdefault(row.file, row.line)
-    return labels
+        resolved.append(replace(row, label=label))
+    return {file: row.label for file, row in unique_rows(path, resolved).items()}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ from functools import partial
 from statistics import fmean
 from typing import Any, cast
 
-from PIL import Image
+import numpy as np
+import torch
+from PIL import Image, ImageOps
 from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform as timm_transform
 from torch import Tensor, nn
@@ -22,7 +24,7 @@ from torchvision.transforms.functional import normalize
 
 from poster_zoo.errors import OptionError, UnknownArgumentError, nearest
 
-__all__ = ["FACE_TRAINING", "create_transform", "split_transform"]
+__all__ = ["FACE_TRAINING", "TRAINING_TRANSFORMS", "create_transform", "split_transform", "training_transform"]
 
 FACE_TRAINING: dict[str, Any] = {
     "scale": (0.8, 1.0),  # of the area: a crop of a face without its mouth shows no expression
@@ -33,6 +35,22 @@ FACE_TRAINING: dict[str, Any] = {
     "re_mode": "const",
 }
 """What training changes, in the words of `timm.data.create_transform`: milder than timm's settings for ImageNet."""
+
+_NOISE_VARIANCE = 30.0  # of grey values 0…255
+_ERASING = {  # of the authors' releases; torchvision's other defaults are theirs
+    "authors": {"p": 0.5, "scale": (0.02, 0.1)},
+    "authors_v2_rafdb": {"p": 0.5, "scale": (0.02, 0.1)},
+    "authors_v2": {"p": 1.0, "scale": (0.05, 0.05)},
+}
+
+TRAINING_TRANSFORMS: dict[str, str] = {
+    "plain": "what evaluation does, and nothing more",
+    "strong": "a mild crop, mirroring, colour jitter and erasing: `FACE_TRAINING`",
+    "authors": "POSTER's: mirroring, sometimes once more or noise, and erasing",
+    "authors_v2_rafdb": "POSTER++'s for RAF-DB: mirroring and erasing",
+    "authors_v2": "POSTER++'s for AffectNet and CAER-S: mirroring, and a twentieth of each face erased",
+}
+"""What can be done to training images, by the names that `training_transform` takes."""
 
 # What makes no single transform from an image to a tensor, or is said otherwise.
 _NOT_TAKEN = ("is_training", "separate")
@@ -64,6 +82,47 @@ def create_transform(
     if _channels(settings) == 1:
         transform.transforms.insert(0, transforms.Grayscale())
     return cast("Callable[[Image.Image], Tensor]", transform)
+
+
+def training_transform(model: nn.Module | Mapping[str, Any], kind: str = "strong") -> Callable[[Image.Image], Tensor]:
+    """Return a transform for training, from an RGB image to the input of `model`.
+
+    The authors' are those of their code. POSTER (Zheng et al., ICCVW 2023): with probability one half, either the
+    image is mirrored or every pixel gets Gaussian noise of variance 30; then it is mirrored with probability one half,
+    resized, normalised, and with probability one half a rectangle of 2 to 10 % of its area is set to the mean.
+    POSTER++ (Mao et al., 2023) leaves the first step out; for AffectNet and CAER-S it erases 5 % of every image.
+
+    Args:
+        model: As for `create_transform`.
+        kind: One of `TRAINING_TRANSFORMS`. All but "strong" draw from torch's random numbers alone.
+
+    Raises:
+        OptionError: There is no such kind; and as for `create_transform`.
+    """
+    if kind not in TRAINING_TRANSFORMS:
+        raise OptionError(
+            f"There is no training transform {kind!r}.{nearest(kind, TRAINING_TRANSFORMS)} "
+            f"Choose one of {', '.join(TRAINING_TRANSFORMS)}."
+        )
+    if kind not in _ERASING:
+        return create_transform(model, is_training=kind == "strong")
+    steps = [_MirrorOrNoise()] if kind == "authors" else []
+    return transforms.Compose(
+        [*steps, transforms.RandomHorizontalFlip(), create_transform(model), transforms.RandomErasing(**_ERASING[kind])]
+    )
+
+
+class _MirrorOrNoise:
+    """With probability one half: either mirroring or Gaussian noise, on the image as it comes."""
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        if torch.rand(()) < 0.5:
+            return image
+        if torch.rand(()) < 0.5:
+            return ImageOps.mirror(image)
+        pixels = torch.from_numpy(np.array(image, dtype=np.float32))
+        noisy = pixels + _NOISE_VARIANCE**0.5 * torch.randn(pixels.shape)
+        return Image.fromarray(noisy.clamp(0, 255).byte().numpy())  # cut off, not rounded, as the authors do
 
 
 def split_transform(
