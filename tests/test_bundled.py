@@ -58,8 +58,9 @@ def test_entry_and_card_print_the_measured_numbers(bundled: Path, report: Any) -
         assert f"| {label} | {report['ferplus']['file']['images_a_class'][label]} |" in card
 
 
-def test_the_weights_beat_always_answering_the_commonest_class_on_the_whole_benchmark(report: Any) -> None:
+def test_the_weights_reach_what_was_asked_for_on_the_whole_benchmark(report: Any) -> None:
     scores = report["ferplus"]["file"]
     assert scores["images"] == 3137  # FERPlus test by the majority protocol
+    assert scores["accuracy"] >= 0.83  # the bar for the first weights; a plain CNN of half their size reaches 0.871
     assert scores["accuracy"] > 2 * scores["always_commonest"]["accuracy"]
     assert scores["mean_class_accuracy"] > 4 * scores["always_commonest"]["mean_class_accuracy"]

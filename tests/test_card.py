@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,8 +18,9 @@ from huggingface_hub import ModelCard
 from packaging.version import Version
 
 import poster_zoo
+from poster_zoo.evaluate import evaluate
 from poster_zoo.models._builder import ENTRIES
-from poster_zoo.weights.card import address_card, model_card, own_card
+from poster_zoo.weights.card import address_card, evaluation_section, model_card, own_card
 from poster_zoo.weights.entry import Metric
 
 VALIDATE = """
@@ -119,6 +121,69 @@ def test_own_weights_that_name_expressions_say_what_a_label_cannot_tell() -> Non
     text = own_card(config(["Happy", "other"]), TINY, repository="a-user/faces")
     assert "facial-expression-recognition" in ModelCard(text).data.tags
     assert "Article 5(1)(f)" in text
+
+
+EXPRESSION_MODELS = [name for name in poster_zoo.list_models() if ENTRIES[name].label_names]
+
+
+@pytest.mark.parametrize("name", EXPRESSION_MODELS)
+def test_every_card_of_an_expression_model_says_what_it_cannot_tell(name: str) -> None:
+    text = card_of(name)
+    for truth in (
+        "It does not say what the person\nfeels",
+        "Article 5(1)(f)",
+        "people at work and in\neducation",
+        "Age, sex, skin and origin of the people are **not measured**",
+        "`poster-zoo eval` measures",
+    ):
+        assert truth in text, truth
+
+
+def test_a_card_without_expressions_says_nothing_of_them() -> None:
+    assert "AI Act" not in card_of("mobilefacenet")
+    assert "AI Act" not in own_card(config(["no", "yes"]), TINY, repository="a-user/masks")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "images"),
+    [
+        ("poster_rafdb", "RAF-DB", 12_271),
+        ("poster_affectnet7", "AffectNet", 283_901),
+        ("poster_affectnet8", "AffectNet", 287_651),
+        ("poster_ferplus", "FERPlus", 25_045),
+        ("poster_tiny", "Photographs", 9_570),
+    ],
+)
+def test_the_card_says_which_classes_are_rare_in_the_data(name: str, data: str, images: int) -> None:
+    # The release's number of training images is the sum of its classes'.
+    (line,) = (line for line in card_of(name).splitlines() if line.startswith(f"- **{data}**"))
+    assert f"{images:,} training images" in line
+    counts = [int(count.replace(",", "")) for count in re.findall(r"[A-Z][a-z]+ ([\d,]*\d)", line)]
+    assert len(counts) >= len(ENTRIES[name].label_names) - 1
+    assert sum(counts) == images
+
+
+def test_own_weights_are_not_said_to_be_trained_on_the_entrys_data() -> None:
+    assert "training images" not in own_card(config(["Happy", "other"]), TINY, repository="a-user/faces")
+
+
+def test_a_measurement_becomes_a_section_with_intervals_and_calibration() -> None:
+    true, predicted = ["a", "a", "a", "b"], ["a", "a", "b", "b"]
+    evaluation = evaluate(true, predicted, ["a", "b", "c"], scores=[0.9, 0.7, 0.6, 0.8])
+    text = evaluation_section("FERPlus test", json.loads(json.dumps(evaluation.to_dict())))
+    assert text.startswith("## FERPlus test, 4 images\n")
+    low, high = evaluation.intervals.accuracy
+    assert f"| accuracy | 0.7500 | {low:.4f} … {high:.4f} |" in text
+    assert "| mean class accuracy | 0.8333 |" in text
+    # Two answers are a, mean score 0.8, both right; two are b, mean score 0.7, one right.
+    (a,), (b,), (c,) = (re.findall(rf"^\| {label} \| (.*…?.*) \|$", text, re.MULTILINE)[:1] for label in "abc")
+    assert a.startswith("3 | 0.6667 | ")
+    assert a.endswith("| 2 | 0.8000 | 1.0000")
+    assert b.endswith("| 2 | 0.7000 | 0.5000")
+    assert c == "0 | – | – | 0 | – | –"
+    assert "over the 2 of 3 classes that have images" in text
+    for row in ("| a | 2 | 1 | 0 |", "| b | 0 | 1 | 0 |", "| c | 0 | 0 | 0 |"):
+        assert row in text
 
 
 def test_the_card_of_a_grey_model_says_what_it_is_fed() -> None:

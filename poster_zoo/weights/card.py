@@ -3,25 +3,65 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from poster_zoo.labels import AFFECTNET8, canonical_label
 from poster_zoo.weights.entry import Metric, Weights
 
-__all__ = ["address_card", "model_card", "own_card"]
+__all__ = ["address_card", "evaluation_section", "model_card", "own_card"]
 
 # The Hub knows these by a name of its own, and wants others spelt out.
 _HUB_LICENSES = ("unknown", "apache-2.0", "mit")
 _EXPRESSIONS = {canonical_label(label) for label in AFFECTNET8}
 
-_LIMITS = """\
+_LABEL = """\
 A label of this model says which expression people would write under the picture. It does not say what the person
-feels: the same face is made in many moods, and many moods make no face. Classes that were rare in the training data
-are told apart worst. In the European Union, Article 5(1)(f) of the AI Act forbids systems that infer emotions of
-people at work and in education, with exceptions for medical and safety reasons; other places have rules of their own.
-"""
+feels: the same face is made in many moods, and many moods make no face. One of the names is always chosen, also for a
+face that shows none of them, and for a picture without a face."""
+
+_RARE = """\
+Classes that were rare in the training data are told apart worst, and the mean class accuracy shows that, not the
+accuracy. Age, sex, skin and origin of the people are **not measured**: no number here says that the model works as well
+for one group as for another."""
+
+_SURE = """\
+A score compares the classes with each other; it is no probability that a person feels something. How sure the answers
+of each class are and how often they are right, `poster-zoo eval` measures on labelled faces."""
+
+_LAW = """\
+In the European Union, Article 5(1)(f) of the AI Act forbids systems that infer emotions of people at work and in
+education, with exceptions for medical and safety reasons; other places have rules of their own."""
+
+_NOT_COUNTED = (
+    "Whether they are grey or coloured and how many there are of a person was not counted: the images are not here."
+)
+_DATA = {
+    "RAF-DB": (
+        "**RAF-DB**, 12,271 training images by its release: Happiness 4,772, Neutral 2,524, Sadness 1,982, Surprise "
+        f"1,290, Disgust 717, Anger 705, Fear 281. {_NOT_COUNTED}"
+    ),
+    "AffectNet-7": (
+        "**AffectNet**, 283,901 training images of seven classes by its release: Happiness 134,415, Neutral 74,874, "
+        f"Sadness 25,459, Anger 24,882, Surprise 14,090, Fear 6,378, Disgust 3,803. {_NOT_COUNTED}"
+    ),
+    "AffectNet-8": (
+        "**AffectNet**, 287,651 training images of eight classes by its release: Happiness 134,415, Neutral 74,874, "
+        "Sadness 25,459, Anger 24,882, Surprise 14,090, Fear 6,378, Disgust 3,803, Contempt 3,750. "
+        f"{_NOT_COUNTED}"
+    ),
+    "FERPlus": (
+        "**FERPlus**, 25,045 training images with a majority: Neutral 8,733, Happiness 7,284, Surprise 3,136, Sadness "
+        "3,022, Anger 2,098, Fear 536, Contempt 120, Disgust 116. All are grey. Who is on them is not known."
+    ),
+    "photographs": (
+        "**Photographs**, 9,570 training images: Neutral 4,912, Happiness 3,918, Surprise 258, Anger 170, Sadness 163, "
+        "Disgust 133, Fear 16, no Contempt. 94 in a hundred are grey. 3,901 persons, of whom 2,777 have one image and "
+        "one has 519; 87 of the 133 images of Disgust are one person's."
+    ),
+}
+"""Who is in the data that weights were trained on, by the first word of a metric's dataset."""
 
 
 def model_card(
@@ -45,7 +85,7 @@ def model_card(
         _input("RGB", pre.size, pre.mean, pre.std, pre.interpolation),
         _classes(label_names),
         "## Measured\n\n" + _metrics(entry.metrics) if entry.metrics else "",
-        _limits(label_names),
+        _limits(label_names, _trained_on(entry)),
         "## Origin\n\n" + "\n".join(_origin(entry, provenance)),
     )
 
@@ -89,6 +129,52 @@ def address_card(card: str, name: str, repository: str) -> str:
     return card
 
 
+def evaluation_section(title: str, evaluation: Mapping[str, Any]) -> str:
+    """Return the section of a card about one measurement.
+
+    Args:
+        title: The data and its split, "FERPlus test".
+        evaluation: What `poster-zoo eval --json` printed, or `Evaluation.to_dict()` of answers with scores.
+    """
+    labels, intervals = evaluation["labels"], evaluation["intervals"]
+    matrix = [[label, *map(str, row)] for label, row in zip(labels, evaluation["confusion_matrix"], strict=True)]
+    overall = [
+        [name.replace("_", " "), _rate(evaluation[name]), _interval(intervals.get(name))]
+        for name in ("accuracy", "mean_class_accuracy", "macro_f1", "expected_calibration_error")
+    ]
+    classes = ["class", "images", "recall", "95 % interval", "answers", "mean score", "share that is right"]
+    return "\n\n".join(
+        [
+            f"## {title}, {evaluation['images']:,} images",
+            _table(["", "value", "95 % interval"], overall),
+            f"Means are over the {evaluation['classes_with_images']} of {len(labels)} classes that have images. How "
+            "well each class is found, and, of the answers that name it, how sure they are and how many are right:",
+            _table(classes, [_class_row(label, evaluation) for label in labels]),
+            "Confusion matrix; a row is a true class, a column an answer:",
+            _table(["", *labels], matrix),
+        ]
+    )
+
+
+def _class_row(label: str, evaluation: Mapping[str, Any]) -> list[str]:
+    scores, sure = evaluation["per_class"][label], evaluation["calibration"]["by_class"][label]
+    recall = [_rate(scores["recall"]), _interval(evaluation["intervals"]["recall"][label])]
+    answers = [f"{sure['answers']:,}", _rate(sure["mean_score"]), _rate(sure["accuracy"])]
+    return [label, f"{scores['count']:,}", *recall, *answers]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
+
+
+def _rate(value: float | None, none: str = "–") -> str:
+    return none if value is None else f"{value:.4f}"
+
+
+def _interval(interval: Sequence[float] | None) -> str:
+    return "–" if interval is None else f"{interval[0]:.4f} … {interval[1]:.4f}"
+
+
 def _joined(*parts: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -129,8 +215,17 @@ def _classes(label_names: Sequence[str]) -> str:
     return f"## Classes, in the order of the logits\n\n{listed}" if listed else ""
 
 
-def _limits(label_names: Sequence[str]) -> str:
-    return f"## What it can and cannot tell\n\n{_LIMITS.strip()}" if _names_expressions(label_names) else ""
+def _limits(label_names: Sequence[str], data: Sequence[str] = ()) -> str:
+    if not _names_expressions(label_names):
+        return ""
+    listed = ["\n".join(f"- {facts}" for facts in data)] if data else []
+    return "\n\n".join(["## What it can and cannot tell", _LABEL, _RARE, *listed, _SURE, _LAW])
+
+
+def _trained_on(entry: Weights) -> list[str]:
+    """Return what is known of the data behind an entry's numbers."""
+    names = dict.fromkeys(metric.dataset.split()[0] for metric in entry.metrics)
+    return [_DATA[name] for name in names if name in _DATA]
 
 
 def _indexed(metric: Metric) -> dict[str, Any]:
@@ -167,15 +262,17 @@ def _input(colours: str, size: Sequence[int], mean: Sequence[float], std: Sequen
 
 
 def _metrics(metrics: Sequence[Metric]) -> str:
-    def number(value: float | None) -> str:
-        return "not measured" if value is None else f"{value:.4f}"
-
-    rows = ["| data | metric | published | measured by us | command |", "|---|---|---|---|---|"]
-    for metric in metrics:
-        published = "–" if metric.published is None else f"{metric.published:.4f}"
-        command = f"`{metric.command}`" if metric.command else "–"
-        rows.append(f"| {metric.dataset} | {metric.name} | {published} | {number(metric.measured)} | {command} |")
-    return "\n".join(rows)
+    rows = [
+        [
+            metric.dataset,
+            metric.name,
+            _rate(metric.published),
+            _rate(metric.measured, "not measured"),
+            f"`{metric.command}`" if metric.command else "–",
+        ]
+        for metric in metrics
+    ]
+    return _table(["data", "metric", "published", "measured by us", "command"], rows)
 
 
 def _origin(entry: Weights, provenance: str) -> list[str]:
