@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 __all__ = [
     "ClusterError",
     "DatasetError",
+    "ExportError",
     "FaultyDataError",
     "ImageError",
     "InputShapeError",
@@ -59,6 +60,10 @@ class FaultyDataError(PosterZooError, ValueError):
 
 class OutputError(PosterZooError, ValueError):
     """A file that cannot be written where it was asked for."""
+
+
+class ExportError(PosterZooError, RuntimeError):
+    """A file that does not answer as the model it was made of."""
 
 
 class MissingExtraError(PosterZooError, ImportError):

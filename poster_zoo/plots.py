@@ -1,18 +1,20 @@
-"""Pictures of answers: sheets of labelled faces, confusion matrices, landmarks on a face.
+"""Pictures of answers: labelled faces, confusion matrices, how sure the answers are, curves of a training, landmarks.
 
 Needs the extra `plot` (matplotlib). A picture is written in the format of its suffix, beside its place first and then
-renamed, so that no half-drawn file is left behind. Colours are those of Okabe and Ito, which colour-blind readers tell
-apart, and nothing is said by colour alone.
+renamed, so that no half-drawn file is left behind. Figures of a measurement also leave what they show as a table of the
+same name, `.csv`. Colours are those of Okabe and Ito, which colour-blind readers tell apart, and nothing is said by
+colour alone.
 """
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import os
 import textwrap
 import uuid
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,28 +22,36 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from poster_zoo.data.images import read_image
-from poster_zoo.errors import ImageError, MissingExtraError, OutputError, printable
+from poster_zoo.errors import ImageError, MissingExtraError, OptionError, OutputError, printable
 from poster_zoo.labels import canonical_label
+from poster_zoo.predict import Prediction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
-    from poster_zoo.evaluate import Evaluation
-    from poster_zoo.predict import Prediction
+    from poster_zoo.evaluate import Answers, Calibration, Comparison, Evaluation
 
 __all__ = [
     "FORMATS",
     "LANDMARK_GROUPS",
+    "MISTAKES_LIMIT",
     "SHEET_LIMIT",
+    "calibration",
     "check_output",
+    "comparison",
     "confusion_matrix",
     "contact_sheet",
+    "curves",
     "landmarks",
+    "mistakes",
+    "write_whole",
 ]
 
 FORMATS = (".png", ".svg", ".pdf")
 SHEET_LIMIT = 120
+MISTAKES_LIMIT = 40
 
 # The 68 points of 300-W: name, first and one past the last point, and whether the line closes.
 LANDMARK_GROUPS = (
@@ -58,8 +68,10 @@ LANDMARK_GROUPS = (
 
 RIGHT, WRONG = "\N{CHECK MARK}", "\N{BALLOT X}"
 
-_BLUE, _VERMILLION, _SKY, _GREY = "#0072B2", "#D55E00", "#56B4E9", "#666666"
+_BLUE, _VERMILLION, _SKY, _GREEN, _PURPLE = "#0072B2", "#D55E00", "#56B4E9", "#009E73", "#CC79A7"
+_GREY = "#666666"
 _DPI = 150
+_HEAT_LABEL = "share of the true class"
 
 # The sheet of faces, in inches.
 _FACE, _MARGIN, _TITLE_HEIGHT = 1.5, 0.2, 0.4
@@ -96,6 +108,7 @@ def contact_sheet(
     *,
     out: str | Path,
     total: int | None = None,
+    title: str | None = None,
 ) -> None:
     """Draw a sheet of images with their predicted (and true) labels.
 
@@ -108,6 +121,7 @@ def contact_sheet(
         true_labels: The true label of each image, or None where it is not known.
         out: The file to write.
         total: Number of images there are, where only some of them are given; the sheet says so.
+        title: What stands above instead of the number of images.
 
     Raises:
         OutputError: `out` cannot be written.
@@ -120,7 +134,7 @@ def contact_sheet(
     rows = -(-shown // columns)
     width, height = columns * _TILE_WIDTH + _MARGIN, _TITLE_HEIGHT + rows * _TILE_HEIGHT
     figure = _new_figure(width, height)
-    title = _sheet_title(shown, total or len(predictions), truth)
+    title = title or _sheet_title(shown, total or len(predictions), truth)
     figure.text(_MARGIN / width, 1 - 0.2 / height, title, va="center", fontsize=9)
     for i in range(shown):
         row, column = divmod(i, columns)
@@ -189,24 +203,76 @@ def _caption(axes: Axes, line: int, text: str, **style: Any) -> None:
     axes.annotate(text, (0, 0), below, xycoords="axes fraction", textcoords="offset points", parse_math=False, **style)
 
 
-def confusion_matrix(evaluation: Evaluation, *, out: str | Path) -> None:
+def confusion_matrix(evaluation: Evaluation, *, out: str | Path, table: bool = False) -> None:
     """Draw a confusion matrix as a heat map: rows true classes, columns answers, rate and count in each cell.
 
     The row of a class without images is hatched and says so; it is not zero.
+
+    Args:
+        evaluation: What is drawn.
+        out: The file to write.
+        table: Also write the table; without it nothing else is touched where the picture goes.
 
     Raises:
         OutputError: `out` cannot be written.
         MissingExtraError: matplotlib is not installed.
     """
     out = check_output(out)
+    side = _matrix_side(evaluation)
+    figure = _new_figure(side + 2.6, side + 1.9, layout="constrained")
+    axes = figure.add_subplot()
+    heat = _draw_matrix(axes, evaluation)
+    figure.colorbar(heat, ax=axes, shrink=0.7, label=_HEAT_LABEL)
+    axes.set_title(_matrix_title(evaluation), fontsize=10, pad=10)
+    _save(figure, out, bbox_inches="tight")
+    if table:
+        _write_table(out, _matrix_rows(evaluation))
+
+
+def comparison(compared: Comparison, names: tuple[str, str], *, out: str | Path) -> None:
+    """Draw the confusion matrices of two models side by side, with McNemar's test below; and write the table.
+
+    Args:
+        compared: What is drawn.
+        names: What the models are called.
+        out: The file to write; the table goes beside it.
+
+    Raises:
+        OutputError: `out` cannot be written.
+        MissingExtraError: matplotlib is not installed.
+    """
+    out = check_output(out)
+    sides = list(zip(names, (compared.first, compared.second), strict=True))
+    side = _matrix_side(compared.first)
+    figure = _new_figure(2 * side + 3.2, side + 2.3, layout="constrained")
+    both = figure.subplots(1, 2, sharey=True)
+    for axes, (name, evaluation) in zip(both, sides, strict=True):
+        heat = _draw_matrix(axes, evaluation)
+        axes.set_title(f"{_shorten(name, 48)}\n{_matrix_title(evaluation)}", fontsize=10, pad=10, parse_math=False)
+    both[1].set_ylabel("")
+    figure.colorbar(heat, ax=both, shrink=0.7, label=_HEAT_LABEL)
+    figure.supxlabel(_mcnemar_line(compared), fontsize=10)
+    _save(figure, out, bbox_inches="tight")
+    _write_table(out, [{"model": name} | row for name, evaluation in sides for row in _matrix_rows(evaluation)])
+
+
+def _mcnemar_line(compared: Comparison) -> str:
+    return (
+        f"right by the left one alone: {compared.only_first_right:,}, by the right one alone: "
+        f"{compared.only_second_right:,}; McNemar's exact test: p = {compared.p_value:.2g}"
+    )
+
+
+def _matrix_side(evaluation: Evaluation) -> float:
+    return max(4.5, 0.72 * len(evaluation.labels))
+
+
+def _draw_matrix(axes: Axes, evaluation: Evaluation) -> AxesImage:
+    """Draw the heat map with its labels and numbers."""
     labels = [_shorten(label, 20) for label in evaluation.labels]
     counts = np.array(evaluation.confusion_matrix)
     rates = np.array(evaluation.confusion_rates, dtype=float)  # None becomes NaN, which is left blank
-    side = max(4.5, 0.72 * len(labels))
-    figure = _new_figure(side + 2.6, side + 1.9, layout="constrained")
-    axes = figure.add_subplot()
     heat = axes.imshow(rates, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(heat, ax=axes, shrink=0.7, label="share of the true class")
     axes.set_xticks(range(len(labels)), labels, rotation=35, ha="right", rotation_mode="anchor", parse_math=False)
     rows = [f"{label} ({count:,})" for label, count in zip(labels, counts.sum(axis=1), strict=True)]
     axes.set_yticks(range(len(labels)), rows, parse_math=False)
@@ -220,8 +286,22 @@ def confusion_matrix(evaluation: Evaluation, *, out: str | Path) -> None:
             _hatch_row(axes, row, len(labels))
         else:
             _write_row(axes, row, rates[row], counts[row])
-    axes.set_title(_matrix_title(evaluation), fontsize=10, pad=10)
-    _save(figure, out, bbox_inches="tight")
+    return heat
+
+
+def _matrix_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Return the table of a confusion matrix: a row a cell, the rate empty for a class without images."""
+    labels = evaluation.labels
+    return [
+        {
+            "true": labels[row],
+            "answer": labels[column],
+            "images": evaluation.confusion_matrix[row][column],
+            "rate": evaluation.confusion_rates[row][column],
+        }
+        for row in range(len(labels))
+        for column in range(len(labels))
+    ]
 
 
 def _matrix_title(evaluation: Evaluation) -> str:
@@ -249,6 +329,180 @@ def _hatch_row(axes: Axes, row: int, columns: int) -> None:
     )
     box = {"facecolor": "white", "edgecolor": "none", "pad": 3}
     axes.text((columns - 1) / 2, row, "no images", ha="center", va="center", fontsize=10, color=_GREY, bbox=box)
+
+
+def mistakes(answers: Answers, *, out: str | Path) -> None:
+    """Draw the wrong answers that were given with most confidence; the table holds every wrong answer, surest first.
+
+    Args:
+        answers: What a model answered about a dataset.
+        out: The file to write; the table goes beside it.
+
+    Raises:
+        OutputError: `out` cannot be written.
+        MissingExtraError: matplotlib is not installed.
+    """
+    out = check_output(out)
+    wrong = answers.mistakes()
+    rows = [
+        {
+            "source": answers.dataset.source(answers.places[i]),
+            "true": answers.labels[answers.true[i]],
+            "answer": answers.labels[answers.predicted[i]],
+            "score": float(answers.scores[i]),
+        }
+        for i in wrong
+    ]
+    shown = rows[:MISTAKES_LIMIT]
+    contact_sheet(
+        [answers.dataset.read(answers.places[i]) for i in wrong[:MISTAKES_LIMIT]],
+        [Prediction(row["source"], row["answer"], row["score"], {}) for row in shown],
+        [row["true"] for row in shown],
+        out=out,
+        title=_mistakes_title(len(shown), len(rows), len(answers.places)),
+    )
+    _write_table(out, rows, columns=("source", "true", "answer", "score"))
+
+
+def _mistakes_title(shown: int, wrong: int, images: int) -> str:
+    if not wrong:
+        return f"No mistake in {images:,} images"
+    if shown < wrong:
+        return f"The {shown} most confident of {wrong:,} mistakes in {images:,} images"
+    return f"All mistakes in {images:,} images ({wrong}), most confident first"
+
+
+def calibration(evaluation: Evaluation, *, out: str | Path) -> None:
+    """Draw how often answers are right beside how sure they are, by score and by class; and write the table.
+
+    Args:
+        evaluation: What is drawn; it must know the scores of the answers.
+        out: The file to write; the table goes beside it.
+
+    Raises:
+        OptionError: The evaluation knows no scores.
+        OutputError: `out` cannot be written.
+        MissingExtraError: matplotlib is not installed.
+    """
+    out = check_output(out)
+    if evaluation.calibration is None:
+        raise OptionError("Without the scores of the answers there is no calibration; give them to `evaluate`.")
+    known = evaluation.calibration
+    figure = _new_figure(11, max(4.6, 0.5 * len(known.by_class)), layout="constrained")
+    by_score, by_class = figure.subplots(1, 2)
+    _draw_bins(by_score, known)
+    by_score.set_title(f"expected calibration error {evaluation.expected_calibration_error:.3f}", fontsize=10)
+    _draw_sureness(by_class, known)
+    _save(figure, out, bbox_inches="tight")
+    parts = [*((f"score {group.low:.4f} to {group.high:.4f}", group) for group in known.bins), *known.by_class.items()]
+    _write_table(
+        out,
+        [
+            {"part": part, "answers": group.answers, "mean_score": group.mean_score, "accuracy": group.accuracy}
+            for part, group in parts
+        ],
+    )
+
+
+def _draw_bins(axes: Axes, known: Calibration) -> None:
+    """Draw a bar a bin: how often its answers are right, its width their scores; each says how many answers it has."""
+    axes.plot((0, 1), (0, 1), color="black", linewidth=1, linestyle="--", label="as often right as sure")
+    used = [group for group in known.bins if group.answers]
+    axes.bar(
+        [group.low for group in used],
+        [group.accuracy or 0 for group in used],
+        [group.high - group.low for group in used],
+        align="edge", color=_SKY, edgecolor=_BLUE, label="share that is right (number of answers)",
+    )  # fmt: skip
+    for group in used:
+        axes.annotate(
+            f"{group.answers:,}", ((group.low + group.high) / 2, group.accuracy or 0), (0, 3),
+            textcoords="offset points", ha="center", fontsize=7,
+        )  # fmt: skip
+    axes.set(xlim=(0, 1), ylim=(0, 1.08), xlabel="score of the answer", ylabel="share of these answers that is right")
+    _legend_below(axes)
+
+
+def _draw_sureness(axes: Axes, known: Calibration) -> None:
+    """Draw for each class how sure its answers are and how often right, a line between the two."""
+    labels = [f"{_shorten(label, 20)} ({group.answers:,})" for label, group in known.by_class.items()]
+    axes.set_yticks(range(len(labels)), labels, parse_math=False)
+    axes.set(xlim=(-0.02, 1.02), ylim=(len(labels) - 0.4, -0.6), ylabel="answer (how often)")
+    axes.grid(axis="x", color="#dddddd")
+    axes.set_axisbelow(True)
+    groups = known.by_class.values()
+    for row, group in enumerate(groups):
+        if not group.answers:
+            axes.text(0.5, row, "never the answer", ha="center", va="center", fontsize=9, color=_GREY)
+    rows = np.arange(len(labels))
+    # None becomes NaN, which is not drawn.
+    scores = np.array([group.mean_score for group in groups], dtype=float)
+    right = np.array([group.accuracy for group in groups], dtype=float)
+    axes.hlines(rows, right, scores, color=_GREY, linewidth=2, zorder=1)
+    axes.scatter(right, rows, s=60, color=_BLUE, marker="s", label="share that is right")
+    axes.scatter(scores, rows, s=60, facecolors="white", edgecolors=_VERMILLION, linewidths=2, label="mean score")
+    axes.set_title("by the class that was answered", fontsize=10)
+    _legend_below(axes)
+
+
+def _legend_below(axes: Axes) -> None:
+    """Put the legend where no number can make a bar or a mark stand behind it."""
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=8, ncols=2, frameon=False)
+
+
+def curves(rows: Sequence[Mapping[str, Any]], *, out: str | Path) -> None:
+    """Draw how loss and accuracy went from epoch to epoch; and write the table.
+
+    Args:
+        rows: An epoch each: `epoch`, and numbers such as `train_loss`, `valid_loss`, `train_accuracy`,
+            `valid_accuracy`, `valid_mean_class_accuracy`. What ends in `loss` is drawn in one panel, what ends in
+            `accuracy` in the other; what an epoch lacks, or is None, is left out.
+        out: The file to write; the table goes beside it and holds all that the rows do.
+
+    Raises:
+        OptionError: There is no row with a loss or an accuracy.
+        OutputError: `out` cannot be written.
+        MissingExtraError: matplotlib is not installed.
+    """
+    out = check_output(out)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    drawn = [key for key in columns if any(row.get(key) is not None for row in rows)]
+    panels = [[key for key in drawn if key.endswith(kind)] for kind in ("accuracy", "loss")]
+    panels = [keys for keys in panels if keys]
+    if not panels:
+        raise OptionError("There are no epochs to draw: no row holds a loss or an accuracy.")
+    figure = _new_figure(5.5 * len(panels), 4.2, layout="constrained")
+    for axes, keys in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        _draw_curves(axes, rows, keys)
+    _save(figure, out, bbox_inches="tight")
+    _write_table(out, rows, columns)
+
+
+_CURVES = ((_BLUE, "--", "o"), (_VERMILLION, "-", "s"), (_GREEN, "-.", "^"), (_PURPLE, ":", "D"))
+
+
+def _draw_curves(axes: Axes, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
+    """Draw a line a key, each of its own colour, dashes and mark; of accuracies the best valid epoch is marked."""
+    from matplotlib.ticker import MaxNLocator
+
+    for i, key in enumerate(keys):
+        color, dashes, mark = _CURVES[i % len(_CURVES)]
+        points = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
+        axes.plot(
+            *zip(*points, strict=True),
+            color=color, linestyle=dashes, label=key.replace("_", " "),
+            marker=mark, markersize=4, markevery=max(1, len(points) // 20),
+        )  # fmt: skip
+        if key == "valid_accuracy":
+            best = max(points, key=lambda point: point[1])
+            axes.axvline(best[0], color=_GREY, linewidth=0.8)
+            axes.set_title(f"best valid accuracy {best[1]:.4f}, epoch {best[0]}", fontsize=10)
+    epochs = [row["epoch"] for row in rows]
+    axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="epoch", ylabel="accuracy" if keys[0].endswith("accuracy") else "loss")
+    axes.grid(color="#dddddd")
+    axes.legend(fontsize=8)
 
 
 def landmarks(image: Any, points: ArrayLike, *, out: str | Path) -> None:
@@ -289,14 +543,36 @@ def _new_figure(width: float, height: float, layout: Literal["constrained"] | No
 
 
 def _save(figure: Figure, out: Path, **options: Any) -> None:
-    """Write a figure beside its place and rename it, so that `out` is whole or what it was before."""
-    place = Path(os.path.realpath(out))
-    beside = place.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
+    """Write a figure."""
+
+    def write(place: Path) -> None:
         with warnings.catch_warnings():
             # File names may be in a script that the font lacks; it draws boxes for them, which is enough.
             warnings.filterwarnings("ignore", message="Glyph .* missing from")
-            figure.savefig(beside, format=out.suffix[1:].lower(), **options)
+            figure.savefig(place, format=out.suffix[1:].lower(), **options)
+
+    write_whole(out, write)
+
+
+def _write_table(out: Path, rows: Sequence[Mapping[str, Any]], columns: Iterable[str] | None = None) -> None:
+    """Write beside the figure `out` what it shows, as CSV; what a row lacks, or is None, is empty."""
+
+    def write(place: Path) -> None:
+        # Surrogates stand for bytes of file names that are no UTF-8; they go out as they came in.
+        with place.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            table = csv.DictWriter(file, list(columns or rows[0]), lineterminator="\n")
+            table.writeheader()
+            table.writerows(rows)
+
+    write_whole(out.with_suffix(".csv"), write)
+
+
+def write_whole(out: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file beside its place and rename it, so that `out` is whole or what it was before."""
+    place = Path(os.path.realpath(out))
+    beside = place.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        write(beside)
         os.replace(beside, place)
     finally:
         beside.unlink(missing_ok=True)

@@ -13,7 +13,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,11 +24,17 @@ from tqdm import tqdm
 
 from poster_zoo.data.images import ImageSource, list_images, read_image
 from poster_zoo.data.transforms import split_transform
-from poster_zoo.errors import ImageError, LabelError, OptionError, WeightsError
+from poster_zoo.errors import ImageError, LabelError, MissingExtraError, OptionError, WeightsError
 
-__all__ = ["Prediction", "Predictor"]
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+__all__ = ["Prediction", "Predictor", "join_processes"]
 
 _BAR_DELAY = 3.0  # seconds; what is done sooner needs no progress bar
+# How many processes there are, as torchrun and the starters of MPI tell each of them; the names are accelerate's.
+_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+_LONGEST_WAIT = timedelta(hours=12)  # of a process for the slowest; torch's own ten minutes are a matter of training
 
 
 @dataclass(frozen=True)
@@ -132,8 +139,8 @@ class Predictor:
         if _is_many(inputs):
             return list(self.stream(inputs))
         self._check_classes()
-        source = _name(inputs, 0)
-        prediction = self._predict([(source, self._read(source, inputs))])[0]
+        named = _named(inputs, 0)
+        prediction = self._predict([(named.source, self._read(named))])[0]
         if prediction.error is not None:
             raise WeightsError(prediction.error)
         return prediction
@@ -156,7 +163,27 @@ class Predictor:
             LabelError: As for a call.
         """
         self._check_classes()
-        return self._stream(inputs)
+        images: Iterable[Any] = _images(inputs)
+        if isinstance(inputs, (list, tuple, str, os.PathLike)):
+            images = list(images)
+        total = len(images) if isinstance(images, list) else None
+        return self._stream((_named(image, i) for i, image in enumerate(images)), total)
+
+    def stream_named(self, images: Iterable[tuple[str, ImageSource]]) -> Iterator[Prediction]:
+        """Answer as `stream` does for images that have a name of their own.
+
+        Args:
+            images: Pairs of what the answer is to call the image, in `source` and in `error`, and the image; no
+                folders.
+
+        Yields:
+            One prediction an image, in order; an image that cannot be read is a prediction with `error`.
+
+        Raises:
+            LabelError: As for a call.
+        """
+        self._check_classes()
+        return self._stream((_Named(name, repr(name), image) for name, image in images), None)
 
     def landmarks(self, image: ImageSource) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Find the 68 points of 300-W on one aligned crop of a face.
@@ -183,15 +210,22 @@ class Predictor:
             in_pixels = points.float().reshape(-1, 2).cpu() * torch.tensor(upright.size)
         return in_pixels.numpy()
 
+    def to(self, device: str | torch.device) -> Predictor:
+        """Move the model to another device, and return this predictor.
+
+        Raises:
+            OptionError: The device cannot be used.
+        """
+        check_device(device)
+        self.model.to(device)
+        self.device = torch.device(device)
+        return self
+
     def _check_classes(self) -> None:
         if not self.labels:
             raise LabelError(f"{type(self.model).__name__} finds landmarks and no classes; call `landmarks` instead.")
 
-    def _stream(self, inputs: Any) -> Iterator[Prediction]:
-        images: Iterable[Any] = _images(inputs)
-        if isinstance(inputs, (list, tuple, str, os.PathLike)):
-            images = list(images)
-        total = len(images) if isinstance(images, list) else None
+    def _stream(self, images: Iterable[_Named], total: int | None) -> Iterator[Prediction]:
         bar = self._progress_bar(total)
         pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="poster_zoo")
         try:
@@ -223,24 +257,23 @@ class Predictor:
             return None
         return tqdm(total=total, unit="image", file=sys.stderr, delay=_BAR_DELAY, leave=False)
 
-    def _submitted(self, pool: ThreadPoolExecutor, images: Iterable[Any]) -> Iterator[_Reading]:
-        for i, image in enumerate(images):
-            source = _name(image, i)
-            if isinstance(image, (str, os.PathLike, bytes)):
-                yield source, pool.submit(self._try_read, source, image)
+    def _submitted(self, pool: ThreadPoolExecutor, images: Iterable[_Named]) -> Iterator[_Reading]:
+        for named in images:
+            if isinstance(named.image, (str, os.PathLike, bytes)):
+                yield named.source, pool.submit(self._try_read, named)
             else:
-                yield source, self._try_read(source, image)
+                yield named.source, self._try_read(named)
 
-    def _read(self, source: str, image: Any) -> Tensor:
-        return self._resize(read_image(image, None if isinstance(image, (str, os.PathLike)) else source))
+    def _read(self, named: _Named) -> Tensor:
+        return self._resize(read_image(named.image, named.shown))
 
     def _input(self, images: Sequence[Tensor]) -> Tensor:
         """Return the model's input of resized images; they travel as bytes and are normalised where it computes."""
         return self._normalise(torch.stack(list(images)).to(self.device)).to(self.dtype)
 
-    def _try_read(self, source: str, image: Any) -> Tensor | ImageError:
+    def _try_read(self, named: _Named) -> Tensor | ImageError:
         try:
-            return self._read(source, image)
+            return self._read(named)
         except ImageError as error:
             return error
 
@@ -276,6 +309,14 @@ class Predictor:
         return Prediction(source, label, probabilities[label], probabilities)
 
 
+class _Named(NamedTuple):
+    """An image, what its answer calls it, and what messages do: None for a path that speaks for itself."""
+
+    source: str
+    shown: str | None
+    image: Any
+
+
 _Reading = tuple[str, Tensor | ImageError | Future[Tensor | ImageError]]
 
 
@@ -283,8 +324,10 @@ def _failure(source: str, error: str) -> Prediction:
     return Prediction(source, None, None, {}, error)
 
 
-def _name(image: Any, place: int) -> str:
-    return str(image) if isinstance(image, (str, os.PathLike)) else f"image {place}"
+def _named(image: Any, place: int) -> _Named:
+    if isinstance(image, (str, os.PathLike)):
+        return _Named(str(image), None, image)
+    return _Named(f"image {place}", f"image {place}", image)
 
 
 def _is_many(inputs: Any) -> bool:
@@ -365,3 +408,34 @@ def _read_labels(model: nn.Module, given: Sequence[str] | None) -> tuple[str, ..
             f"give `labels` one name for each output in order."
         )
     return labels
+
+
+def join_processes(device: str | torch.device | None = None) -> PartialState | None:
+    """Return the processes that `accelerate launch` or torchrun started together, or None where this is the only one.
+
+    Args:
+        device: Where they are to compute, if that was asked for; `.device` says where this one does.
+
+    Raises:
+        MissingExtraError: There are several, and accelerate is not installed.
+        OptionError: There are several, and they cannot work together on that device.
+    """
+    size = next((int(os.environ[name]) for name in _SIZES if name in os.environ), 1)
+    if size == 1:
+        return None
+    try:
+        from accelerate import PartialState
+    except ImportError as error:
+        raise MissingExtraError(
+            'Several processes need accelerate, which is not installed: pip install "poster-zoo[train]".'
+        ) from error
+    # Not told that there is no GPU, accelerate takes each of several processes on CPUs for the only one.
+    on_cpu = str(device).startswith("cpu")
+    no_gpu = not torch.accelerator.is_available() or torch.backends.mps.is_available()
+    processes = PartialState(cpu=on_cpu or no_gpu, timeout=_LONGEST_WAIT)
+    if processes.num_processes != size:
+        raise OptionError(
+            f"{size} processes were started, but accelerate joined {processes.num_processes} of them on "
+            f"{processes.device}; give --device cpu, or start one process."
+        )
+    return processes

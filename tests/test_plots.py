@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,8 +17,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from poster_zoo import plots
-from poster_zoo.errors import MissingExtraError, OutputError
-from poster_zoo.evaluate import evaluate
+from poster_zoo.data.datasets import FaceDataset
+from poster_zoo.data.datasets.files import Files
+from poster_zoo.errors import MissingExtraError, OptionError, OutputError
+from poster_zoo.evaluate import Answers, compare, evaluate
 from poster_zoo.labels import FERPLUS, RAFDB
 from poster_zoo.predict import Prediction
 
@@ -115,6 +119,168 @@ def test_the_matrix_writes_rate_and_count_in_each_cell(tmp_path: Path) -> None:
     assert "no images" not in written
 
 
+def table(picture: Path) -> list[dict[str, str]]:
+    """Return the rows of the table beside a picture."""
+    with picture.with_suffix(".csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_table_of_a_matrix_holds_each_cell_and_no_rate_of_an_absent_class(tmp_path: Path) -> None:
+    out = tmp_path / "matrix.png"
+    plots.confusion_matrix(evaluate(["a", "a", "b"], ["a", "b", "b"], ["a", "b", "c"]), out=out, table=True)
+    cells = {(row["true"], row["answer"]): (row["images"], row["rate"]) for row in table(out)}
+    assert len(cells) == 9
+    assert cells["a", "a"] == cells["a", "b"] == ("1", "0.5")
+    assert cells["b", "b"] == ("1", "1.0")
+    assert cells["c", "a"] == ("0", "")
+
+
+def answers_of(
+    folder: Path, true: list[int], predicted: list[int], scores: list[float], labels: tuple[str, ...] = RAFDB
+) -> Answers:
+    """Return answers about images that are as red as their place in the folder is far."""
+    names = [f"{i}.png" for i in range(len(true))]
+    for i, name in enumerate(names):
+        Image.new("RGB", (20, 20), (255 - i, 0, 0)).save(folder / name)
+    dataset = FaceDataset(Files(folder, names), true, labels, name="reds", split="test")
+    return Answers(
+        dataset=dataset,
+        labels=labels,
+        only_data=(),
+        places=np.arange(len(true)),
+        true=np.array(true),
+        predicted=np.array(predicted),
+        scores=np.array(scores),
+        bad={},
+        images_per_second=1.0,
+    )
+
+
+def test_the_sheet_of_mistakes_shows_the_surest_first_and_the_table_all(tmp_path: Path) -> None:
+    answers = answers_of(tmp_path, [0, 1, 2, 3], [0, 2, 3, 4], [0.99, 0.5, 0.9, 0.7])
+    out = tmp_path / "mistakes.svg"
+    plots.mistakes(answers, out=out)
+    written = texts(out)
+    assert "All mistakes in 4 images (3), most confident first" in written
+    shown = [text for text in written if re.fullmatch(r"\w+ 0\.\d\d", text)]
+    assert shown == ["Happiness 0.90", "Sadness 0.70", "Disgust 0.50"]
+    assert "✗ true: Disgust" in written
+    rows = table(out)
+    assert [row["source"] for row in rows] == [answers.dataset.source(place) for place in (2, 3, 1)]
+    assert [(row["true"], row["answer"], row["score"]) for row in rows] == [
+        ("Disgust", "Happiness", "0.9"),
+        ("Happiness", "Sadness", "0.7"),
+        ("Fear", "Disgust", "0.5"),
+    ]
+
+
+def test_of_many_mistakes_the_sheet_shows_some_and_says_so(tmp_path: Path) -> None:
+    n = plots.MISTAKES_LIMIT + 2
+    out = tmp_path / "mistakes.svg"
+    plots.mistakes(answers_of(tmp_path, [0] * n, [1] * n, np.linspace(1, 0.5, n).tolist()), out=out)
+    assert f"The {plots.MISTAKES_LIMIT} most confident of {n} mistakes in {n} images" in texts(out)
+    assert len(table(out)) == n
+
+
+def test_without_mistakes_the_sheet_says_so(tmp_path: Path) -> None:
+    out = tmp_path / "mistakes.svg"
+    plots.mistakes(answers_of(tmp_path, [0, 1], [0, 1], [0.9, 0.8]), out=out)
+    assert texts(out) == ["No mistake in 2 images"]
+    assert table(out) == []
+    assert out.with_suffix(".csv").read_text() == "source,true,answer,score\n"
+
+
+def test_a_file_name_of_any_bytes_goes_into_the_table_as_it_is(tmp_path: Path) -> None:
+    answers = answers_of(tmp_path, [0], [1], [0.9])
+    name = os.fsdecode(b"\xff\xfe.png")
+    os.rename(tmp_path / "0.png", tmp_path / name)
+    renamed = FaceDataset(Files(tmp_path, [name]), [0], RAFDB, name="reds", split="test")
+    out = tmp_path / "mistakes.png"
+    plots.mistakes(Answers(**{**vars(answers), "dataset": renamed}), out=out)
+    assert b"\xff\xfe.png" in out.with_suffix(".csv").read_bytes()
+
+
+def test_two_matrices_stand_side_by_side_with_the_test_below(tmp_path: Path) -> None:
+    first = answers_of(tmp_path, [0, 0, 1, 1], [0, 0, 1, 1], [0.9] * 4)
+    second = answers_of(tmp_path, [0, 0, 1, 1], [0, 1, 1, 0], [0.9] * 4)
+    out = tmp_path / "both.svg"
+    both = compare(first, Answers(**{**vars(second), "dataset": first.dataset}))
+    plots.comparison(both, ("poster", "a $baseline$"), out=out)
+    written = texts(out)
+    assert written.count("no images") == 2 * 5
+    assert "poster" in written
+    assert "a $baseline$" in written
+    # Two images on which one alone is right: the exact test's p-value is 2 · (1/2)².
+    expected = "right by the left one alone: 2, by the right one alone: 0; McNemar's exact test: p = 0.5"
+    assert expected in written
+    rows = table(out)
+    assert len(rows) == 2 * 49
+    cells = {(row["model"], row["true"], row["answer"]): row["images"] for row in rows}
+    assert cells["poster", "Surprise", "Surprise"] == "2"
+    assert cells["a $baseline$", "Surprise", "Fear"] == "1"
+
+
+def test_calibration_is_drawn_by_score_and_by_class(tmp_path: Path) -> None:
+    out = tmp_path / "calibration.svg"
+    evaluation = evaluate(["Fear", "Fear", "Anger"], ["Fear", "Anger", "Anger"], RAFDB, scores=[0.9, 0.9, 0.5])
+    plots.calibration(evaluation, out=out)
+    written = texts(out)
+    assert written.count("never the answer") == 5
+    assert "Anger (2)" in written
+    assert "Neutral (0)" in written
+    assert f"expected calibration error {(2 * 0.4 + 0.5) / 3:.3f}" in written
+    rows = {row["part"]: row for row in table(out)}
+    assert len(rows) == 15 + 7
+    assert rows["Anger"] == {"part": "Anger", "answers": "2", "mean_score": "0.7", "accuracy": "0.5"}
+    assert rows["Neutral"] == {"part": "Neutral", "answers": "0", "mean_score": "", "accuracy": ""}
+    assert rows["score 0.8667 to 0.9333"]["answers"] == "2"
+
+
+def test_calibration_needs_the_scores(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="no calibration"):
+        plots.calibration(evaluate(["Fear"], ["Fear"], RAFDB), out=tmp_path / "calibration.svg")
+
+
+EPOCHS: list[dict[str, Any]] = [
+    {"epoch": 1, "train_loss": 1.5, "valid_loss": 1.6, "train_accuracy": 0.4, "valid_accuracy": 0.35, "lr": 0.1},
+    {"epoch": 2, "train_loss": 1.0, "valid_loss": 1.2, "train_accuracy": 0.6, "valid_accuracy": 0.55},
+    {"epoch": 3, "train_loss": 0.8, "valid_loss": 1.3, "train_accuracy": 0.7, "valid_accuracy": None},
+]
+
+
+def test_curves_of_accuracy_and_loss_are_told_apart_without_colours(tmp_path: Path) -> None:
+    out = tmp_path / "curves.svg"
+    plots.curves(EPOCHS, out=out)
+    written = texts(out)
+    for text in ("train accuracy", "valid accuracy", "train loss", "valid loss", "accuracy", "loss"):
+        assert text in written
+    assert "best valid accuracy 0.5500, epoch 2" in written
+    assert "lr" not in written
+    assert "stroke-dasharray" in out.read_text()
+
+
+def test_the_table_of_curves_holds_all_that_the_rows_do(tmp_path: Path) -> None:
+    out = tmp_path / "curves.png"
+    plots.curves(EPOCHS, out=out)
+    first, _, third = table(out)
+    assert list(first) == ["epoch", "train_loss", "valid_loss", "train_accuracy", "valid_accuracy", "lr"]
+    assert first == {key: str(value) for key, value in EPOCHS[0].items()}
+    assert (third["train_accuracy"], third["valid_accuracy"], third["lr"]) == ("0.7", "", "")
+
+
+@pytest.mark.parametrize("rows", [EPOCHS[:1], [{"epoch": 1, "train_loss": 2.0, "valid_accuracy": None}]])
+def test_one_epoch_and_one_curve_can_be_drawn(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    plots.curves(rows, out=tmp_path / "curves.png")
+    assert Image.open(tmp_path / "curves.png").size > (0, 0)
+
+
+@pytest.mark.parametrize("rows", [[], [{"epoch": 1, "lr": 0.1}], [{"epoch": 1, "valid_accuracy": None}]])
+def test_without_a_loss_or_an_accuracy_there_are_no_curves(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    with pytest.raises(OptionError, match="no epochs to draw"):
+        plots.curves(rows, out=tmp_path / "curves.png")
+    assert os.listdir(tmp_path) == []
+
+
 def test_landmarks_lie_where_they_are_in_the_image(tmp_path: Path) -> None:
     out = tmp_path / "points.png"
     points = np.stack([np.linspace(10, 90, 68), np.linspace(20, 40, 68)], axis=1)
@@ -178,6 +344,10 @@ def test_a_bad_place_is_refused_before_any_work(tmp_path: Path, name: str, messa
         lambda out: plots.contact_sheet([], [answer("Fear")], out=out),
         lambda out: plots.confusion_matrix(None, out=out),  # type: ignore[arg-type]
         lambda out: plots.landmarks("absent.png", [], out=out),
+        lambda out: plots.comparison(None, ("a", "b"), out=out),  # type: ignore[arg-type]
+        lambda out: plots.mistakes(None, out=out),  # type: ignore[arg-type]
+        lambda out: plots.calibration(None, out=out),  # type: ignore[arg-type]
+        lambda out: plots.curves([], out=out),
     ):
         with pytest.raises(OutputError, match=message):
             draw(tmp_path / name)

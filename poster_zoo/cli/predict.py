@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -28,9 +29,12 @@ from poster_zoo.cli.output import note, print_table
 from poster_zoo.errors import LabelError
 
 if TYPE_CHECKING:
+    from accelerate import PartialState
+
     from poster_zoo.data.label_files import Pairing
     from poster_zoo.evaluate import Evaluation
     from poster_zoo.predict import Prediction, Predictor
+    from poster_zoo.scale import Outcome
 
 
 @click.command(
@@ -51,6 +55,30 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="True labels: RAF-DB's list, or a CSV of files and labels (names, or places in the model's labels from zero).",
 )
+@click.option(
+    "--out",
+    type=click.Path(),
+    metavar="DIR",
+    help="Write the answers into this folder, in parts, and print none; what was stopped goes on there.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["processes", "ray"]),
+    default="processes",
+    show_default=True,
+    help="Who shares the work for --out: the processes of accelerate launch, or a Ray cluster (poster-zoo[ray]).",
+)
+@click.option(
+    "--address",
+    metavar="ADDRESS",
+    help="The Ray cluster to join, as HOST:6379 or auto.  [default: RAY_ADDRESS; else one is started on this machine]",
+)
+@click.option(
+    "--actors",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="How many processes Ray starts.  [default: one a GPU, or one a CPU where there are no GPUs]",
+)
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -63,6 +91,10 @@ def command(
     as_csv: bool,
     plot: str | None,
     labels_file: str | None,
+    out: str | None,
+    engine: Literal["processes", "ray"],
+    address: str | None,
+    actors: int | None,
 ) -> None:
     """Name the expression on each image.
 
@@ -74,14 +106,52 @@ def command(
     beside it: faces.png and faces_confusion.png.
 
     With --json or --csv, stdout holds nothing else; words and progress go to stderr.
+
+    --out is for many images: it takes Parquet files of paths or of images too, and writes Parquet (without pyarrow, or
+    with --json, JSON lines), a part of the images a file. Killed at any moment, the same command goes on with the parts
+    that are missing.
+
+    Several processes share the work: accelerate launch --num_processes 4 -m poster_zoo predict ...
     """
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other.")
+    if engine != "ray" and (address or actors):
+        raise click.UsageError("--address and --actors are for --engine ray.")
+    if out is not None:
+        if as_csv or plot or labels_file:
+            raise click.UsageError("--csv, --plot and --labels are for answers that are printed; leave out --out.")
+        from poster_zoo.scale import check_request, predict_into
+
+        check_request(paths, out)
+        processes = _join(ctx, device)
+        # Ray's actors each move the model to a device of their own.
+        here = "cpu" if engine == "ray" else device
+        predictor = _load(load_model(ctx, model, checkpoint), here, batch_size, processes)
+        outcome = predict_into(
+            predictor,
+            paths,
+            out,
+            file_format="jsonl" if as_json else None,
+            engine=engine,
+            address=address,
+            actors=actors,
+            device=device,
+        )
+        ctx.exit(_report_outcome(outcome, out) if _prints(processes) else 0)
+    if engine == "ray":
+        raise click.UsageError("--engine ray writes its answers into a folder; name it by --out DIR.")
+    if tables := [path for path in paths if path.lower().endswith(".parquet")]:
+        raise click.UsageError(f"{tables[0]!r} is answered into a folder; name it by --out DIR.")
     images = find_images(paths)
     sheet = check_picture(plot, images)
     matrix = check_picture(plot if labels_file else None, images, suffix="_confusion")
 
-    predictor = _load(load_model(ctx, model, checkpoint), device, batch_size)
+    processes = _join(ctx, device)
+    predictor = _load(load_model(ctx, model, checkpoint), device, batch_size, processes)
+    answers = _answers(predictor, images, processes)
+    if not _prints(processes):
+        deque(answers, maxlen=0)
+        return
     labels = predictor.labels
     truth = _read_truth(labels_file, images, labels)
     writer: AnswerWriter
@@ -94,19 +164,35 @@ def command(
 
     tally = _Tally()
     true_labels = truth.labels if truth else [None] * len(images)
-    for prediction, true_label in zip(predictor.stream(images), true_labels, strict=True):
+    for prediction, true_label in zip(answers, true_labels, strict=True):
         writer.write(prediction, true_label)
         tally.add(prediction, true_label)
 
-    tally.report_failures(len(images))
+    _report_failures(tally.failures, len(images), tally.first_failure)
     evaluation = _report_truth(truth, tally, labels, to_stderr=as_json or as_csv) if truth else None
     _draw(sheet, matrix, tally, len(images), evaluation)
     ctx.exit(1 if tally.failures else 0)
 
 
-def _load(model: Any, device: str | None, batch_size: int) -> Predictor:
+def _join(ctx: click.Context, device: str | None) -> PartialState | None:
+    """Return the processes that share the work, until the command ends."""
+    from poster_zoo.predict import join_processes
+
+    processes = join_processes(device)
+    if processes is not None:
+        ctx.call_on_close(processes.destroy_process_group)
+    return processes
+
+
+def _prints(processes: PartialState | None) -> bool:
+    return processes is None or processes.is_main_process
+
+
+def _load(model: Any, device: str | None, batch_size: int, processes: PartialState | None) -> Predictor:
     from poster_zoo.predict import Predictor
 
+    if processes is not None and ":" not in (device or ""):
+        device = str(processes.device)
     # Where answers scroll by on the terminal, a bar would only be in their way; elsewhere the predictor decides.
     scrolls = sys.stdout is not None and sys.stdout.isatty()
     with contextlib.suppress(LabelError):
@@ -115,6 +201,27 @@ def _load(model: Any, device: str | None, batch_size: int) -> Predictor:
             return predictor
     name = model if isinstance(model, str) else model.pretrained_cfg["architecture"]
     raise WrongUse(f"The model {name!r} has no names of expressions; `poster-zoo list` shows which have classes.")
+
+
+def _answers(predictor: Predictor, images: Sequence[str], processes: PartialState | None) -> Iterator[Prediction]:
+    if processes is None:
+        return predictor.stream(images)
+    from poster_zoo.scale import predict_together
+
+    return predict_together(predictor, images, processes)
+
+
+def _report_outcome(outcome: Outcome, out: str) -> int:
+    """Say what a folder of answers holds; return the exit status."""
+    before = f", {outcome.before} of them by an earlier run" if outcome.before else ""
+    note(f"{out} holds the answers about {outcome.images} images{before}.")
+    _report_failures(outcome.failures, outcome.images, outcome.first_failure)
+    return 1 if outcome.failures else 0
+
+
+def _report_failures(failures: int, images: int, first: str) -> None:
+    if failures:
+        note(f"{failures} of {images} images failed; the first: {first}")
 
 
 @dataclass
@@ -140,10 +247,6 @@ class _Tally:
         elif true_label is not None and prediction.label is not None:
             self.true.append(true_label)
             self.predicted.append(prediction.label)
-
-    def report_failures(self, images: int) -> None:
-        if self.failures:
-            note(f"{self.failures} of {images} images failed; the first: {self.first_failure}")
 
 
 def _read_truth(labels_file: str | None, images: Sequence[str], labels: Sequence[str]) -> Pairing | None:

@@ -1,0 +1,278 @@
+"""The plan of a folder of answers: which images there are, and how they are cut into parts."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from math import ceil
+from pathlib import Path
+from typing import IO, Literal, TypeAlias
+
+import torch
+from torch import nn
+
+from poster_zoo.errors import OptionError, OutputError
+from poster_zoo.predict import Predictor
+from poster_zoo.scale.arrow import pyarrow
+from poster_zoo.scale.inputs import ParquetRows, each_once, listed, names_in_folder, parquet_files
+
+__all__ = [
+    "ATTEMPTS",
+    "FAILED",
+    "NAMES",
+    "FileFormat",
+    "Part",
+    "Plan",
+    "begin",
+    "check_request",
+    "weights_digest",
+    "write_whole",
+]
+
+FileFormat: TypeAlias = Literal["parquet", "jsonl"]
+
+NAMES = "images"
+"""The list of the images that are files: one JSON string a line."""
+
+FAILED = "failed"
+"""The folder that holds, by the number of a part, what its answers without a label say: one JSON string a line."""
+
+ATTEMPTS = "attempts"
+"""The folder that holds, by the number of a part, a byte for each time that it was begun."""
+
+_WORK = ".poster_zoo"  # readers of Parquet folders pass over names that begin with a dot
+_PLAN = "plan.json"
+_VERSION = 1
+
+_PARTS = 64  # that a small job is cut into, where that leaves a batch for each: enough for many processes to share
+_PART_IMAGES = 1024  # in a part of a larger job: so much is answered again after a kill
+_MOST_PARTS = 10_000  # of a still larger one, whose parts grow: folders with more files are slow to list
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some neighbouring images.
+
+    Attributes:
+        source: The place in the plan's `sources` of what holds them.
+        start: Where they begin there: a row of a Parquet file, a byte of the list of names.
+        images: How many they are.
+    """
+
+    source: int
+    start: int
+    images: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a folder of answers is for.
+
+    Attributes:
+        folder: The folder.
+        inputs: Digest of what was asked about.
+        weights: Digest of the model's numbers.
+        labels: The model's labels.
+        file_format: In which form the answers are.
+        origin: Where relative names begin.
+        images: How many images there are.
+        sources: What the parts are cut from: Parquet files, None being the list of names.
+        parts: The parts.
+    """
+
+    folder: Path
+    inputs: str
+    weights: str
+    labels: tuple[str, ...]
+    file_format: FileFormat
+    origin: str
+    images: int
+    sources: tuple[str | None, ...]
+    parts: tuple[Part, ...]
+
+    @property
+    def work(self) -> Path:
+        """Return the folder of what the work itself needs."""
+        return self.folder / _WORK
+
+    def file(self, number: int) -> Path:
+        """Return where a part's answers go."""
+        return self.folder / f"part-{number:06d}.{self.file_format}"
+
+    def pending(self) -> list[int]:
+        """Return the parts that are not answered."""
+        done = set(os.listdir(self.folder))
+        return [number for number in range(len(self.parts)) if self.file(number).name not in done]
+
+    def failures(self) -> tuple[int, str]:
+        """Return how many images have no answer, and why the first has none."""
+        count, first = 0, ""
+        for file in sorted((self.work / FAILED).iterdir()):
+            errors = [json.loads(line) for line in file.read_text(encoding="ascii").splitlines()]
+            count, first = count + len(errors), first or errors[0]
+        return count, first
+
+    def tidy(self) -> None:
+        """Remove what processes that were killed left half written, once every part is there."""
+        for file in self.work.glob("*.new"):
+            file.unlink(missing_ok=True)
+
+    def save(self) -> None:
+        """Write the plan, which is the last thing before the first answer."""
+        values = asdict(self) | {"version": _VERSION}
+        del values["folder"]
+        values["parts"] = [(part.source, part.start, part.images) for part in self.parts]
+        write_whole(self.work / _PLAN, lambda file: file.write(json.dumps(values).encode("ascii")), self.work)
+
+    @classmethod
+    def load(cls, folder: Path) -> Plan:
+        """Read the plan of a folder.
+
+        Raises:
+            OutputError: None is to be seen there, or it is another version's.
+        """
+        try:
+            values = json.loads((folder / _WORK / _PLAN).read_text(encoding="ascii"))
+        except FileNotFoundError as error:
+            raise OutputError(
+                f"This machine does not see what was begun in {str(folder)!r}; answers and images have to be on a "
+                f"file system that all machines share."
+            ) from error
+        if values.pop("version") != _VERSION:
+            raise OutputError(f"{str(folder)!r} was begun by another version of poster-zoo; give another folder.")
+        parts = tuple(Part(*part) for part in values.pop("parts"))
+        labels, sources = tuple(values.pop("labels")), tuple(values.pop("sources"))
+        return cls(folder=folder, labels=labels, sources=sources, parts=parts, **values)
+
+
+def check_request(inputs: Sequence[str], folder: str | os.PathLike[str]) -> None:
+    """See, before a model is loaded for `predict_into`, that there may be something to answer and a place for it.
+
+    Raises:
+        OptionError: None of the inputs exists.
+        OutputError: The folder is a file, or holds something else.
+    """
+    if not any(os.path.lexists(path) for path in inputs):
+        raise OptionError(f"There is no {listed(inputs)}; name images, folders of images or Parquet files.")
+    if os.path.isdir(folder):
+        if not os.path.exists(os.path.join(folder, _WORK, _PLAN)) and set(os.listdir(folder)) - {_WORK}:
+            raise OutputError(f"{os.fspath(folder)!r} holds other files; give the answers a folder of their own.")
+    elif os.path.lexists(folder):
+        raise OutputError(f"{os.fspath(folder)!r} is a file; give a folder for the answers.")
+
+
+def begin(folder: Path, inputs: list[str], predictor: Predictor, file_format: FileFormat | None) -> None:
+    """Write the plan of new work, or see that this call goes on with the work that is there.
+
+    Raises:
+        OptionError: There is nothing to answer, or an input is of no use.
+        OutputError: The folder holds something else, or the answers of another call.
+        MissingExtraError: pyarrow, for Parquet, is not installed.
+        LabelError: The model finds landmarks and no classes.
+    """
+    check_request(inputs, folder)
+    predictor.stream([])  # says if the model has no classes
+    digest = hashlib.sha256("\0".join(map(os.path.abspath, inputs)).encode("utf-8", "surrogateescape")).hexdigest()
+    weights = weights_digest(predictor.model)
+    if (folder / _WORK / _PLAN).exists():
+        plan = Plan.load(folder)
+        same = {
+            "images": plan.inputs == digest,
+            "weights": plan.weights == weights,
+            "labels": plan.labels == tuple(predictor.labels),
+            "format": file_format in (None, plan.file_format),
+        }
+        if others := [name for name, equal in same.items() if not equal]:
+            raise OutputError(
+                f"{str(folder)!r} holds the answers of a run with other {' and '.join(others)}; give this one a folder "
+                f"of its own, or repeat the command that began it to go on."
+            )
+        shutil.rmtree(plan.work / ATTEMPTS, ignore_errors=True)
+        return
+    file_format = file_format or ("parquet" if find_spec("pyarrow") else "jsonl")
+    if file_format == "parquet":
+        pyarrow()
+    tables, others = each_once(inputs)
+    parquet = tuple(file for path in tables for file in parquet_files(path))
+    rows = [ParquetRows(file, file).count for file in parquet]
+    work = folder / _WORK
+    (work / FAILED).mkdir(parents=True, exist_ok=True)
+    try:
+        names = _write_names(work, others)
+        images = names + sum(rows)
+        if not images:
+            raise OptionError(f"There are no images in {listed(inputs)}; name a file that holds some.")
+        parts = _cut(work / NAMES, names, rows, _part_size(images, predictor.batch_size))
+        labels = tuple(predictor.labels)
+        Plan(folder, digest, weights, labels, file_format, os.getcwd(), images, (None, *parquet), parts).save()
+    except BaseException:
+        shutil.rmtree(work)
+        with contextlib.suppress(OSError):  # it is not ours alone
+            folder.rmdir()
+        raise
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return what tells a model's numbers from others."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _part_size(images: int, batch_size: int) -> int:
+    """Return how many images a part has: whole batches, so that parts change no batch."""
+    size = max(min(images // _PARTS, _PART_IMAGES), images // _MOST_PARTS, 1)
+    return ceil(size / batch_size) * batch_size
+
+
+def _write_names(work: Path, inputs: Sequence[str]) -> int:
+    """Write the list of all images that are files; return how many there are."""
+    count = 0
+
+    def write(file: IO[bytes]) -> None:
+        nonlocal count
+        for path in inputs:
+            before = count
+            for name in names_in_folder(path) if os.path.isdir(path) else [path]:
+                file.write(json.dumps(name).encode("ascii") + b"\n")
+                count += 1
+            if count == before:
+                raise OptionError(f"There are no images in the folder {path!r}; name a folder that holds some.")
+
+    write_whole(work / NAMES, write, work)
+    return count
+
+
+def _cut(file: Path, names: int, rows: Sequence[int], size: int) -> tuple[Part, ...]:
+    """Cut the list of names, and Parquet files of so many rows each, into parts of a size, the last ones smaller."""
+    parts, offset = [], 0
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines):
+            if number % size == 0:
+                parts.append(Part(0, offset, min(size, names - number)))
+            offset += len(line)
+    for source, count in enumerate(rows, start=1):
+        parts += [Part(source, start, min(size, count - start)) for start in range(0, count, size)]
+    return tuple(parts)
+
+
+def write_whole(place: Path, write: Callable[[IO[bytes]], object], work: Path) -> None:
+    """Write a file beside its place and rename it: it is there whole or not at all."""
+    beside = work / f"{uuid.uuid4().hex}.new"
+    try:
+        with beside.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, place)
+    finally:
+        beside.unlink(missing_ok=True)
