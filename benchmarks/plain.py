@@ -8,6 +8,8 @@ the first thing a benchmark does is to compare the answers of the two.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,8 +44,8 @@ class PlainPoster(nn.Module):
     def _image_map(self, face: Tensor) -> Tensor:
         x = self.model.image_stream.stem(face)
         for stage in self.model.image_stream.stages:
-            for block in stage:
-                x = ir_block(block, x)
+            for block in stage.children():
+                x = ir_block(cast("IRBlock", block), x)
         return x
 
     def _landmark_map(self, face: Tensor) -> Tensor:

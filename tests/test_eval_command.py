@@ -285,7 +285,7 @@ def test_a_checkpoint_goes_the_way_of_predict(rafdb: list[str], model: str) -> N
 
 
 @pytest.mark.usefixtures("rafdb")
-def test_the_example_with_an_authors_checkpoint_runs_and_draws() -> None:
+def test_the_example_with_an_authors_checkpoint_knows_whose_it_is() -> None:
     _, _, end = run("eval", "--help").stdout.partition("Examples:\n")
     plain, example = (shlex.split(line)[1:] for line in end.split("\n") if line.strip())
     assert plain[:1] == example[:1] == ["eval"]
@@ -303,7 +303,6 @@ def test_the_example_with_an_authors_checkpoint_runs_and_draws() -> None:
         ("accuracy", 0.9205),
         ("mean class accuracy", 0.8603),
     ]
-    assert Path("figures/confusion_matrix.png").is_file()
 
 
 # --- two models

@@ -27,7 +27,8 @@ from poster_zoo.scale import BatchPredictor, Outcome, predict_into
 # Read as Ray is imported: no reports of use, and every port on 127.0.0.1.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-os.environ["RAY_worker_niceness"] = "0"  # by default Ray's processes wait for all others of a busy machine
+# By default Ray's processes wait for all others of a busy machine. The spelling is Ray's.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 ray = pytest.importorskip("ray", reason="ray[data], of poster-zoo[ray], is not installed")
 pytest.importorskip("ray.data", reason="ray[data], of poster-zoo[ray], is not installed")
 psutil = pytest.importorskip("psutil", reason="psutil, which looks at Ray's processes, is not installed")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import click
 
 from poster_zoo._version import __version__
-from poster_zoo.cli import bench, convert, data, info, landmarks, list_models, predict, publish
+from poster_zoo.cli import bench, convert, data, eval, export, info, landmarks, list_models, predict, publish, train
 from poster_zoo.cli.errors import CommandGroup
 
 __all__ = ["main"]
@@ -24,5 +24,5 @@ def main() -> None:
     """
 
 
-for module in (list_models, info, predict, landmarks, data, convert, publish, bench):
+for module in (list_models, info, predict, landmarks, data, eval, train, convert, export, publish, bench):
     main.add_command(module.command)

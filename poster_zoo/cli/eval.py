@@ -38,7 +38,7 @@ _NAMED = 10  # bad images that are named; all are counted
     "eval",
     epilog=examples(
         "poster-zoo eval --data rafdb:RAF-DB",
-        "poster-zoo eval --checkpoint rafdb_best.pth --data rafdb:RAF-DB --plot figures --json",
+        "poster-zoo eval --checkpoint rafdb_best.pth --data rafdb:RAF-DB --flip --json",
     ),
 )
 @model_option

@@ -1,0 +1,79 @@
+"""The devices and processes that accelerate gives, and what one of them does for all."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from poster_zoo.errors import MissingExtraError, OptionError, PosterZooError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["make_accelerator", "on_main"]
+
+T = TypeVar("T")
+
+_PATIENCE = timedelta(hours=3)  # of processes that wait while the first one checks a large collection
+_PARTED = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA")
+
+
+def make_accelerator(device: str | None = None) -> Accelerator:
+    """Return the processes that `accelerate launch` or torchrun started, or this one alone, and their devices.
+
+    Args:
+        device: "cpu" for the processor where there is something faster; None for what is there. Which GPUs are used
+            is for CUDA_VISIBLE_DEVICES and the launcher to say.
+
+    Raises:
+        MissingExtraError: accelerate is not installed.
+        OptionError: A device that is not there, or a way to share the work that is not supported.
+    """
+    if importlib.util.find_spec("accelerate") is None:
+        raise MissingExtraError('Training needs accelerate, which is not installed: pip install "poster-zoo[train]".')
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    fastest = found.type if found else "cpu"
+    if device not in (None, "cpu", fastest):
+        raise OptionError(
+            f"Training on {device!r} was asked for and {fastest!r} is there; "
+            f"leave the choice out, or take 'cpu'. Of several GPUs, CUDA_VISIBLE_DEVICES chooses."
+        )
+    accelerator = Accelerator(
+        cpu="cpu" in (device, fastest),
+        mixed_precision="no",  # see `Step`
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(),
+            InitProcessGroupKwargs(timeout=_PATIENCE),
+        ],
+    )
+    if accelerator.distributed_type.value in _PARTED:
+        raise OptionError(
+            f"Training by {accelerator.distributed_type.value} is not supported: the models fit on one device. "
+            "Choose plain data parallelism in `accelerate config`."
+        )
+    return accelerator
+
+
+def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """Let the main process do `work`, and all have what it returns, or raise the error of ours that it raised."""
+    if accelerator.num_processes == 1:
+        return work()
+    from accelerate.utils import broadcast_object_list
+
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = work()
+        except PosterZooError as error:
+            outcome[1] = error
+    result, raised = broadcast_object_list(outcome)
+    if raised is not None:
+        raise raised
+    return result

@@ -1,0 +1,419 @@
+"""A run that is killed, stopped, resumed or spread over processes comes to the same numbers."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file
+from timm.layers import freeze_batch_norm_2d
+from torch import Tensor
+from training_faces import (
+    CLASSES,
+    QUICK,
+    SMALL,
+    faces,
+    numbers,
+    save_small_model,
+    small_model,
+    valid_faces,
+    write_class_folders,
+)
+
+import poster_zoo
+from poster_zoo.cli.errors import CommandGroup
+from poster_zoo.cli.train import command
+from poster_zoo.errors import OptionError, TrainingError
+from poster_zoo.train import Recipe, train
+
+TESTS = Path(__file__).parent
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": os.pathsep.join([str(Path(poster_zoo.__file__).parents[1]), str(TESTS)]),
+    "OMP_NUM_THREADS": "1",
+}
+# All that a run has of state: random changes, dropout, an average of the weights, an optimizer with two moments.
+RECIPE = Recipe(**QUICK.to_dict() | {"ema": 0.9, "drop_rate": 0.2, "optimizer": "adamw", "channels_last": True})
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL within this process: nothing of ours catches it."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_pictures() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("poster_zoo.train.run.RunFolder.draw", lambda *_: None)
+        yield
+
+
+def run(out: Path, recipe: Recipe = RECIPE, **options: Any) -> Any:
+    model = options.pop("model", None) or small_model(drop_rate=recipe.drop_rate)
+    return train(model, recipe, faces(), valid_faces(), out, **{"model_args": SMALL, "save_every": 1} | options)
+
+
+def tensors(out: Path) -> dict[str, Tensor]:
+    return {
+        f"{name}/{key}": t
+        for name in ("last", "best")
+        for key, t in load_file(out / name / "model.safetensors").items()
+    }
+
+
+def assert_same(out: Path, other: Path) -> None:
+    rows = [[json.loads(line) for line in (o / "metrics.jsonl").read_text().splitlines()] for o in (out, other)]
+    assert numbers(rows[0]) == numbers(rows[1])
+    ours, theirs = tensors(out), tensors(other)
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing happened to."""
+    out = tmp_path_factory.mktemp("straight") / "run"
+    run(out)
+    return out
+
+
+# --- killed within this process, at places that a signal would rarely meet
+
+
+def kill_at_rename(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, left = os.rename, iter(range(number))
+
+    def kill_at_last(*places: Any) -> None:
+        if next(left, None) is None:
+            raise Killed
+        real(*places)
+
+    monkeypatch.setattr("poster_zoo.train.run.os.rename", kill_at_last)
+
+
+@pytest.mark.parametrize("number", range(1, 12, 2))
+def test_killed_between_any_two_renames_a_run_comes_to_the_same(
+    number: int, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of three steps an epoch, each is saved, and so is the best epoch: one rename the first time, two later.
+    kill_at_rename(number, monkeypatch)
+    with pytest.raises(Killed):
+        run(tmp_path / "run")
+    monkeypatch.undo()
+    run(tmp_path / "run", resume=True)
+    assert_same(tmp_path / "run", straight)
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
+
+
+def test_killed_before_the_first_checkpoint_it_starts_afresh(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*_: Any) -> None:
+        raise Killed
+
+    monkeypatch.setattr("poster_zoo.train.run.RunFolder.save_last", kill)
+    with pytest.raises(Killed):
+        run(tmp_path / "run")
+    monkeypatch.undo()
+    run(tmp_path / "run", resume=True)
+    assert_same(tmp_path / "run", straight)
+
+
+def test_killed_while_a_checkpoint_is_written_the_one_before_is_used(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import poster_zoo.train.run as module
+
+    real, calls = module.save_file, iter(range(4))
+
+    def half(*arguments: Any) -> None:
+        if next(calls, None) is None:
+            Path(arguments[1]).write_bytes(b"half")
+            monkeypatch.setattr(module.shutil, "rmtree", lambda *_, **__: None)  # SIGKILL leaves no time to tidy up
+            raise Killed
+        real(*arguments)
+
+    monkeypatch.setattr(module, "save_file", half)
+    with pytest.raises(Killed):
+        run(tmp_path / "run")
+    monkeypatch.undo()
+    assert (tmp_path / "run" / ".last.new" / "trainer.safetensors").read_bytes() == b"half"
+    run(tmp_path / "run", resume=True)
+    assert_same(tmp_path / "run", straight)
+
+
+def test_resuming_a_finished_run_changes_nothing(straight: Path) -> None:
+    before = (straight / "metrics.jsonl").read_bytes(), (straight / "last" / "trainer.safetensors").read_bytes()
+    done = run(straight, resume=True)
+    assert [row["epoch"] for row in done.rows] == [1, 2]
+    assert (
+        (straight / "metrics.jsonl").read_bytes(),
+        (straight / "last" / "trainer.safetensors").read_bytes(),
+    ) == before
+
+
+def test_the_scale_of_fp16_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe(**RECIPE.to_dict() | {"precision": "fp16", "epochs": 1})
+    run(tmp_path / "straight", recipe)
+    kill_at_rename(4, monkeypatch)
+    with pytest.raises(Killed):
+        run(tmp_path / "run", recipe)
+    monkeypatch.undo()
+    run(tmp_path / "run", recipe, resume=True)
+    assert_same(tmp_path / "run", tmp_path / "straight")
+    scales = [
+        dict(dict(json.loads((tmp_path / name / "last" / "trainer.json").read_text())["items"])["scaler"]["items"])
+        for name in ("run", "straight")
+    ]
+    assert scales[0] == scales[1]
+    assert scales[0]["scale"] <= 2.0**16
+
+
+# --- whose run it is
+
+
+def test_a_folder_that_holds_a_run_is_not_taken_for_another(straight: Path) -> None:
+    with pytest.raises(OptionError, match=r"already holds a run; go on with it by --resume, or choose another --out"):
+        run(straight)
+
+
+def test_resuming_says_which_settings_differ(straight: Path) -> None:
+    other = Recipe(**RECIPE.to_dict() | {"lr": 0.5, "epochs": 7})
+    with pytest.raises(OptionError, match=r"epochs: 2 in the run, 7 now; lr: 0.001 in the run, 0.5 now"):
+        run(straight, other, resume=True)
+    with pytest.raises(OptionError, match=r"train_images: 24 in the run, 18 now; places: nothing in the run, 1 now"):
+        train(small_model(), RECIPE, faces(18), valid_faces(), straight, resume=True, facts={"places": 1})
+
+
+def test_a_checkpoint_that_cannot_be_read_says_what_to_do(tmp_path: Path) -> None:
+    recipe = Recipe(**RECIPE.to_dict() | {"epochs": 1})
+    run(tmp_path / "run", recipe)
+    (tmp_path / "run" / "last" / "trainer.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(TrainingError, match=r"cannot be read .*--model local-dir:"):
+        run(tmp_path / "run", recipe, resume=True)
+
+
+# --- the command
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with class folders `faces` and a small model `model`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)
+    write_class_folders(tmp_path / "faces", 30)
+    save_small_model(tmp_path / "model")
+    return tmp_path
+
+
+OPTIONS = [
+    "--model", "local-dir:model", "--data", "folder:faces", "--batch-size", "8", "--save-every", "1",
+    "--set", "lr=0.001", "--set", "transform=strong", "--set", "drop_rate=0.2", "--set", "warmup_epochs=0.5",
+]  # fmt: skip
+
+
+def invoke(*arguments: str) -> Result:
+    options: dict[str, Any] = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
+    result = CliRunner(**options).invoke(CommandGroup("poster-zoo", {"train": command}), ["train", *arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    # A shell lets what it starts in the background ignore Ctrl-C; the test's own process may have been started so.
+    return subprocess.Popen(
+        [sys.executable, "-m", "poster_zoo.train", *arguments],
+        env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+
+
+def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 300
+    while not file.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_sigkill_then_ctrl_c_then_resume_comes_to_the_same(project: Path) -> None:
+    long = [*OPTIONS, "--epochs", "12"]
+    victim = start(*long, "--out", "run")
+    wait_for(project / "run" / "last" / "trainer.json", victim)
+    time.sleep(0.2)  # anywhere
+    victim.kill()
+    victim.communicate()
+    assert victim.returncode == -signal.SIGKILL
+
+    stopped = start("--out", "run", "--resume")
+    rows = project / "run" / "metrics.jsonl"
+    epochs = len(rows.read_text().splitlines()) if rows.exists() else 0
+    wait_for(project / "run" / "environment.json", stopped)
+    while len(json.loads((project / "run" / "environment.json").read_text())) < 2:
+        assert stopped.poll() is None, stopped.communicate()[1]
+        time.sleep(0.01)
+    stopped.send_signal(signal.SIGINT)
+    _, words = stopped.communicate()
+    assert stopped.returncode == 130
+    assert "--resume goes on from there" in words
+    assert words.endswith("Interrupted.\n")
+    assert "Traceback" not in words
+    state = json.loads((project / "run" / "last" / "trainer.json").read_text())
+    progress = dict(dict(state["items"])["progress"]["items"])
+    assert epochs <= progress["epoch"] < 12
+
+    assert invoke("--out", "run", "--resume").exit_code == 0
+    assert invoke(*long, "--out", "straight").exit_code == 0
+    assert_same(project / "run", project / "straight")
+
+
+def test_the_command_resumes_without_saying_everything_again(project: Path) -> None:
+    result = invoke(*OPTIONS, "--epochs", "1", "--out", "run")
+    assert result.exit_code == 0, result.stderr
+    assert "valid accuracy" in result.stdout
+    assert "local-dir:run/best" in result.stdout
+    assert "27 images to train on" in result.stderr
+    again = invoke("--out", "run", "--resume", "--json")
+    assert again.exit_code == 0, again.stderr
+    facts = json.loads(again.stdout)
+    assert (facts["epochs"], facts["best_epoch"], facts["out"]) == (1, 1, "run")
+    assert facts["best"]["valid_accuracy"] == facts["last"]["valid_accuracy"]
+
+    refused = invoke("--out", "run", "--resume", "--epochs", "2", "--model", "poster_tiny")
+    assert refused.exit_code == 2
+    assert "epochs: 1 in the run, 2 now" in refused.stderr
+    assert 'model: "local-dir:model" in the run, "poster_tiny" now' in refused.stderr
+    taken = invoke(*OPTIONS, "--out", "run")
+    assert taken.exit_code == 2
+    assert "already holds a run" in taken.stderr
+
+
+def test_a_launcher_that_starts_all_again_goes_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert invoke(*OPTIONS, "--epochs", "1", "--out", "run").exit_code == 0
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert invoke(*OPTIONS, "--epochs", "1", "--out", "run").exit_code == 0
+
+
+def test_the_launchers_precision_is_the_recipes(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert invoke(*OPTIONS, "--epochs", "1", "--out", "run").exit_code == 0
+    assert json.loads((project / "run" / "recipe.json").read_text())["precision"] == "bf16"
+
+
+def test_a_class_that_the_model_lacks_is_told_with_both_lists_and_new_head_learns_it(project: Path) -> None:
+    write_class_folders(project / "other", 30, ("Anger", "Contempt", "Sadness"))
+    asked = ["--model", "local-dir:model", "--data", "folder:other", "--epochs", "1", "--batch-size", "8"]
+    refused = invoke(*asked, "--out", "run")
+    assert refused.exit_code == 1
+    assert "Contempt, Sadness" in refused.stderr
+    assert "Classes of the data: Anger, Contempt, Sadness" in refused.stderr
+    assert f"Labels of the model: {', '.join(CLASSES)}" in refused.stderr
+    assert not (project / "run").exists()
+    assert invoke(*asked, "--out", "run", "--new-head").exit_code == 0
+    model: Any = poster_zoo.create_model("local-dir:run/best")
+    assert model.pretrained_cfg["label_names"] == ["Anger", "Contempt", "Sadness"]
+
+
+def test_several_collections_are_joined_and_bad_files_told_or_skipped(project: Path) -> None:
+    write_class_folders(project / "more", 12, ("Happy", "Angry", "neutral"))
+    (project / "more" / "Happy" / "0.png").write_bytes(b"no picture")
+    asked = [*OPTIONS, "--data", "folder:more", "--epochs", "1", "--out", "run"]
+    refused = invoke(*asked)
+    assert refused.exit_code == 1
+    assert str(Path("more", "Happy", "0.png")) in refused.stderr
+    assert "--skip-bad" in refused.stderr
+    done = invoke(*asked, "--skip-bad")
+    assert done.exit_code == 0, done.stderr
+    facts = json.loads((project / "run" / "run.json").read_text())
+    assert facts["data"] == ["folder:faces", "folder:more"]
+    # The made-up faces of both are the same ones in another order of classes: each is kept where it is chosen by.
+    assert facts["train_images"] + facts["valid_images"] <= 41
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "folder:faces"], "Missing option '--model'"),
+        (["--model", "poster_tiny"], "Missing option '--data'"),
+        (["--model", "poster_tiny", "--data", "folder:faces", "--set", "lr"], "write FIELD=VALUE"),
+        (["--model", "poster_tiny", "--data", "folder:faces", "--recipe", "rafbd"], "Did you mean 'rafdb'"),
+        (["--model", "poster_tinny", "--data", "folder:faces"], "Did you mean 'poster_tiny'"),
+        (["--model", "poster_tiny", "--data", "folder:nowhere"], "'nowhere' does not exist"),
+        (["--model", "poster_tiny", "--data", "folder:faces", "--select-on", "test"], "leave out --select-on test"),
+        (["--model", "poster_tiny", "--data", "folder:faces", "--device", "tpu"], "'tpu'"),
+    ],
+)
+def test_wrong_use_is_told_in_a_sentence(project: Path, arguments: list[str], words: str) -> None:
+    result = invoke(*arguments, "--out", "run")
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert not (project / "run").exists()
+
+
+# --- several processes
+
+
+ACCUMULATED = Recipe(**QUICK.to_dict() | {"clip": 1.0, "ema": 0.9})
+FROZEN = Recipe(**QUICK.to_dict() | {"transform": "plain", "smoothed": 0.0})
+
+
+def frozen_model() -> Any:
+    """The small model, whose BatchNorms stay in eval mode."""
+    model = small_model()
+    config = model.pretrained_cfg
+    model = freeze_batch_norm_2d(model)
+    model.pretrained_cfg = config
+    return model
+
+
+def both_runs(folder: Path, accumulate: int) -> None:
+    """Train twice: by halves of each batch, and with BatchNorm in eval mode by the whole of it."""
+    halves = Recipe(**ACCUMULATED.to_dict() | {"accumulate": accumulate})
+    for name, model, recipe in (("halves", small_model(), halves), ("whole", frozen_model(), FROZEN)):
+        train(model, recipe, faces(29), valid_faces(), folder / name, model_args=SMALL)
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+    program = "import sys, pathlib, test_resume; test_resume.both_runs(pathlib.Path(sys.argv[1]), 1)"
+    script = folder / "program.py"
+    script.write_text(program)
+    done = subprocess.run(
+        [*launch, "--master-port", str(free_port()), str(script), str(folder)],
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def losses(out: Path) -> list[float]:
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [row[name] for row in rows for name in ("train_loss", "valid_loss", "grad_norm")]
+
+
+@pytest.mark.parametrize("name", ["halves", "whole"])
+def test_two_processes_come_to_what_one_comes_to(name: str, two_processes: Path, tmp_path: Path) -> None:
+    both_runs(tmp_path, 2)
+    assert losses(two_processes / name) == pytest.approx(losses(tmp_path / name), rel=1e-5)
+    ours, theirs = tensors(two_processes / name), tensors(tmp_path / name)
+    assert ours.keys() == theirs.keys()
+    for key, tensor in theirs.items():
+        torch.testing.assert_close(ours[key], tensor, rtol=1e-5, atol=1e-6, msg=key)
+    assert json.loads((two_processes / name / "environment.json").read_text())[0]["processes"] == 2
