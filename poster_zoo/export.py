@@ -5,8 +5,8 @@ whatever it computes in. Before it gets its name it is read back by the runtime 
 compared with the model's.
 
 ONNX is written by torch's TorchScript-based exporter, at opset 18: it needs the package onnx alone, takes seconds, and
-writes the same graph in every torch from 2.6 on. The newer exporter would also need onnxscript, whose releases follow
-those of torch, and for `poster_tiny` takes twelve times as long.
+writes the same operators with torch 2.6 and 2.14. The newer exporter would also need onnxscript, whose releases follow
+those of torch, takes seven times as long or more, and with torch 2.6 fails.
 
 >>> from poster_zoo.export import export, read_metadata
 >>> exported = export("poster_tiny", "poster_tiny.pt2", format="pt2")  # doctest: +SKIP

@@ -435,6 +435,10 @@ def test_two_models_are_compared_image_by_image_among_the_classes_of_both(make: 
     assert (compared.both_right, compared.only_first_right) == (2, 1)
     assert (compared.only_second_right, compared.both_wrong) == (1, 1)
     assert (compared.first.accuracy, compared.second.accuracy) == (0.6, 0.6)
+    matrices = compared.first.confusion_matrix, compared.second.confusion_matrix
+    absent = (0, 0, 0, 0, 0)
+    assert matrices[0] == ((2, 0, 0, 0, 0), (0, 1, 1, 0, 0), absent, (0, 0, 1, 0, 0), absent)
+    assert matrices[1] == ((2, 0, 0, 0, 0), (0, 0, 0, 1, 1), absent, (0, 0, 0, 1, 0), absent)
     assert compared.accuracy_difference == 0
     assert compared.p_value == 1.0
     json.dumps(compared.to_dict(), allow_nan=False)

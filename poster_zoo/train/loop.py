@@ -169,9 +169,9 @@ class _Trainer:
 
     def run_to_the_end(self, about: Mapping[str, Any], resume: bool) -> Training:
         """Train from where the run is, epoch by epoch."""
-        if self._on_main(lambda: self.run.begin(self.recipe, about, resume, self.accelerator.num_processes)):
-            self._restore(self.run.load_last())
         with Interrupt() as interrupt:
+            if self._on_main(lambda: self.run.begin(self.recipe, about, resume, self.accelerator.num_processes)):
+                self._restore(self.run.load_last())
             while self.at.epoch < self.recipe.epochs and not self._is_stuck():
                 self._take_steps(interrupt)
                 if interrupt.noted(self.accelerator):
