@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 # Read by huggingface_hub as it is imported: no test asks the real Hub. Those that ask a server of their own on this
 # machine do so in processes of their own.
@@ -37,3 +39,12 @@ def shared() -> Path:
 def no_weights_of_the_user(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep weights that are installed on this machine, or were by another test, out of each test."""
     monkeypatch.setenv("POSTER_ZOO_HOME", str(tmp_path_factory.mktemp("poster_zoo_home")))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute on one thread, as processes that share the work do: sums on two are rounded otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -444,7 +444,7 @@ def in_two_processes(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
 
 
-@pytest.mark.usefixtures("rafdb")
+@pytest.mark.usefixtures("rafdb", "one_thread")
 def test_two_processes_give_the_numbers_of_one(model: str, rival: str) -> None:
     (Path("RAF-DB/Image/aligned") / "test_0005_aligned.jpg").write_bytes(b"no image")
     # Three batches of ten for two processes, the last one of three images.

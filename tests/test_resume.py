@@ -245,6 +245,7 @@ def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_sigkill_then_ctrl_c_then_resume_comes_to_the_same(project: Path) -> None:
     long = [*OPTIONS, "--epochs", "12"]
     victim = start(*long, "--out", "run")
@@ -409,6 +410,7 @@ def losses(out: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("name", ["halves", "whole"])
+@pytest.mark.usefixtures("one_thread")
 def test_two_processes_come_to_what_one_comes_to(name: str, two_processes: Path, tmp_path: Path) -> None:
     both_runs(tmp_path, 2)
     assert losses(two_processes / name) == pytest.approx(losses(tmp_path / name), rel=1e-5)
