@@ -65,6 +65,8 @@ def _names(node: ast.stmt) -> list[str]:
     """Return what a statement defines."""
     if isinstance(node, ast.Assign):
         return [target.id for target in node.targets if isinstance(target, ast.Name)]
+    if isinstance(node, ast.AnnAssign):
+        return [node.target.id] if isinstance(node.target, ast.Name) else []
     return [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
 
 

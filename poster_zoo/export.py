@@ -479,7 +479,7 @@ class _TorchScript(Format):
 
 class _Pt2(Format):
     def build(self, model: nn.Module, images: Tensor, precision: str) -> Any:
-        batch = torch.export.Dim("batch", min=1)
+        batch = torch.export.Dim("batch", min=1, max=2**31 - 1)  # torch 2.6 refuses one without an end
         with _quiet():
             program = torch.export.export(_in_precision(model, precision), (images,), dynamic_shapes=({0: batch},))
         for node in program.graph.nodes:  # the way to each operation through files of this machine: nobody else's

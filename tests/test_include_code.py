@@ -34,6 +34,11 @@ def test_a_page_gets_everything_between_two_names(fill: Callable[[str], str]) ->
     assert "\n@register_model\ndef mobilefacenet(" in block
 
 
+def test_a_page_gets_a_name_that_is_annotated(fill: Callable[[str], str]) -> None:
+    block = fill("{{ code poster_zoo/train/recipe.py RECIPES }}")
+    assert block.splitlines()[1].startswith("RECIPES: dict[str, Recipe] = {")
+
+
 def test_a_page_gets_the_one_line_that_it_quotes(fill: Callable[[str], str]) -> None:
     line = '{{ line poster_zoo/models/poster_v2.py FusionLevel.forward "self.norm1" }}'
     assert fill(f"so: {line}.") == "so: `x = self.norm1(to_tokens(self.down(image)))`."
