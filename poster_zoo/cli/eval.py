@@ -366,7 +366,9 @@ def _rate(value: float | None) -> str:
 
 
 def _gap(value: float | None, other: float | None) -> str:
-    return "–" if value is None or other is None else f"{value - other:+.4f}"
+    if value is None or other is None:
+        return "–"
+    return f"{round(value - other, 4) + 0.0:+.4f}"  # + 0.0, as there is no -0.0000
 
 
 def _interval(interval: Interval | None) -> str:

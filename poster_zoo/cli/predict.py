@@ -127,16 +127,17 @@ def command(
         # Ray's actors each move the model to a device of their own.
         here = "cpu" if engine == "ray" else device
         predictor = _load(load_model(ctx, model, checkpoint), here, batch_size, processes)
-        outcome = predict_into(
-            predictor,
-            paths,
-            out,
-            file_format="jsonl" if as_json else None,
-            engine=engine,
-            address=address,
-            actors=actors,
-            device=device,
-        )
+        with contextlib.redirect_stdout(sys.stderr):  # where Ray's words about lost machines belong
+            outcome = predict_into(
+                predictor,
+                paths,
+                out,
+                file_format="jsonl" if as_json else None,
+                engine=engine,
+                address=address,
+                actors=actors,
+                device=device,
+            )
         ctx.exit(_report_outcome(outcome, out) if _prints(processes) else 0)
     if engine == "ray":
         raise click.UsageError("--engine ray writes its answers into a folder; name it by --out DIR.")

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from poster_zoo.data.datasets import NO_LABEL
 from poster_zoo.train.recipe import Recipe
 
 __all__ = ["ExpressionLoss", "balanced_weights"]
@@ -55,7 +56,8 @@ class ExpressionLoss:
 
 def balanced_weights(labels: Sequence[int], classes: int) -> Tensor:
     """Return a weight a class (classes,), by 1 / its images; 1 for the average image, and for classes without any."""
-    counts = torch.bincount(torch.as_tensor(labels), minlength=classes)
+    every = torch.as_tensor(labels)
+    counts = torch.bincount(every[every != NO_LABEL], minlength=classes)
     present = counts > 0
     weights = counts.sum() / (present.sum() * counts.clamp(min=1))
     return torch.where(present, weights, torch.ones(()))

@@ -71,8 +71,8 @@ def open_faces(specs: Sequence[str], recipe: Recipe, labels: Sequence[str] = ())
     others = [
         open_dataset(spec, split, labels).with_labels(labels)
         for spec, (data, valid) in zip(specs, pairs, strict=True)
-        for split in available_splits(spec)
-        if split not in ("all", data.split, valid.split)
+        for split in available_splits(spec)[1:]  # a collection with one part alone was parted for both
+        if split not in (data.split, valid.split)
     ]
     datas, valids = zip(*pairs, strict=True)
     return Faces(join(datas), join(valids), (*datas, *valids, *others))
