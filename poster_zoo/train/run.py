@@ -312,7 +312,7 @@ def selection_words(select_on: str) -> str:
     """Return the sentence that says by which images the best epoch is chosen."""
     if select_on == "test":
         return "The best epoch is chosen on the test images, as the authors did: its numbers on them are too good"
-    return "The best epoch is chosen on validation images, none of which are trained or tested on"
+    return "The best epoch is chosen on validation images"
 
 
 def _rate(value: float | None) -> str:
