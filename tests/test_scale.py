@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from torch import Tensor
 
 import poster_zoo
 from poster_zoo.data.images import list_images
-from poster_zoo.errors import LabelError, MissingExtraError, OptionError, OutputError
+from poster_zoo.errors import ClusterError, LabelError, MissingExtraError, OptionError, OutputError
 from poster_zoo.predict import Predictor, join_processes
 from poster_zoo.scale import BatchPredictor, Outcome, predict_into
 from poster_zoo.scale.inputs import ParquetRows, names_in_folder
@@ -529,6 +530,17 @@ def test_a_part_that_ends_its_process_every_time_is_given_up(photos: Path) -> No
     assert sorted(file.name for file in Path("out").glob("part-*")) == ["part-000001.jsonl"]
     into("out")  # who mended it and asks again has a fresh start
     check(json_rows("out"))
+
+
+@pytest.mark.usefixtures("photos")
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_an_address_at_which_nobody_listens_is_told_at_once(scheme: str) -> None:
+    pytest.importorskip("ray.data", reason="ray[data], of poster-zoo[ray], is not installed")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and not listening
+        address = f"{scheme}127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ClusterError, match=f"No Ray cluster at '{address}': .*refused; `ray start --head`"):
+            into("out", engine="ray", address=address)
 
 
 def test_an_actor_says_in_one_sentence_what_went_wrong_and_skips_what_is_done(photos: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import logging
 import os
+import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import ceil
 from pathlib import Path
@@ -26,6 +27,7 @@ from poster_zoo.scale.plan import ATTEMPTS, Plan
 __all__ = ["BatchPredictor", "answer_on_ray"]
 
 _CPUS_AN_ACTOR = 0.5  # less than one, or Ray Data's own tasks, such as reading, wait for ever where actors hold all
+_PATIENCE = 10.0  # seconds for a cluster to answer
 _MOST_ATTEMPTS = 5  # at a part that ended every process which began it
 
 
@@ -197,7 +199,9 @@ class _PartPredictor:
                     f"fewer actors or a smaller batch."
                 )
             self.answerer.answer(number)
-        except (PosterZooError, OSError) as error:
+        except OSError as error:
+            return f"{error.strerror}: {error.filename!r}."
+        except PosterZooError as error:
             return str(error)
         return ""
 
@@ -247,6 +251,7 @@ def _cluster(ray: Any, address: str | None) -> Iterator[None]:
         return
     options: dict[str, Any] = {"address": address} if address else {"address": "local", "include_dashboard": False}
     try:
+        _knock(address)
         ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray has no type of its own for this: a node that is slow to start is a bare Exception
         if address:
@@ -258,6 +263,13 @@ def _cluster(ray: Any, address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """See that somebody listens at an address: Ray itself would try for many minutes."""
+    host, _, port = (address or "").rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
 
 
 def _last_line(error: Exception) -> str:
