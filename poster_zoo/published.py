@@ -66,7 +66,8 @@ class Beside:
         by: Whose the published one is.
         this_model: Whether it is about the model that was measured. (Its weights may still be others.)
         dataset: What it was measured on, "RAF-DB test".
-        dataset_images: How many images that has. Where another number was measured on, it was not that data.
+        dataset_images: How many images that has, None where that is not known. Where another number was measured on, it
+            was not that data.
         metric: The quantity.
         published: In 0…1.
         measured: In 0…1, or None where the data has no image of that class.
@@ -76,7 +77,7 @@ class Beside:
     by: str
     this_model: bool
     dataset: str
-    dataset_images: int
+    dataset_images: int | None
     metric: str
     published: float
     measured: float | None

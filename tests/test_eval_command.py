@@ -201,6 +201,17 @@ def test_published_numbers_stand_beside_and_other_data_in_the_layout_is_told_apa
     assert "RAF-DB test has 3,068 images, and here are 23" in result.stderr
 
 
+def test_published_numbers_stand_beside_where_the_release_s_size_is_not_known(
+    here: Path, pictures: tuple[Path, ...], rival: str
+) -> None:
+    (here / "CAER-S" / "test" / "Happy").mkdir(parents=True)
+    (here / "CAER-S" / "test" / "Happy" / "0.png").write_bytes(pictures[0].read_bytes())
+    result = run("eval", "--model", rival, "--data", "caers:CAER-S")
+    assert result.exit_code == 0, result.stderr
+    assert "Published about CAER-S test:" in result.stdout
+    assert "images, and here are" not in result.stderr
+
+
 def test_classes_are_matched_by_name_and_one_that_only_the_data_has_counts_as_wrong(
     here: Path, pictures: tuple[Path, ...], rival: str
 ) -> None:

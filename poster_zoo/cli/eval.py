@@ -186,7 +186,7 @@ def _warn(dataset: FaceDataset, split: str, answers: Mapping[str, Answers]) -> N
     for one in bad["first"][:1]:
         note(f"{bad['count']} images were left out; the first: {printable(one['source'])}: {one['reason']}")
     benchmark, images = dataset.benchmark, len(any_answers.places)
-    if benchmark is not None and benchmark.images != images:
+    if benchmark is not None and benchmark.images not in (None, images):
         note(
             f"{benchmark.name} has {benchmark.images:,} images, and here are {images:,}: other data in its layout, or "
             "a part of it. Published numbers are not about these images."
@@ -347,7 +347,7 @@ def _tell_matrix(evaluation: Evaluation) -> None:
 def _tell_published(beside: Sequence[Beside], images: int) -> None:
     dataset, size = beside[0].dataset, beside[0].dataset_images
     other = "" if images == size else f", which these {images:,} are not"
-    click.echo(f"Published about {dataset}, {size:,} images{other}:")
+    click.echo(f"Published about {dataset}" + ("" if size is None else f", {size:,} images{other}") + ":")
     rows = [
         (
             number.by,

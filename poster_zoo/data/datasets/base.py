@@ -31,11 +31,11 @@ class Benchmark(NamedTuple):
     Attributes:
         name: As `poster_zoo.weights.entry.Metric` calls it.
         images: How many images the release has. Another number of them is another collection that lies on disk as
-            this one does, or a part of it, and published numbers are not about it.
+            this one does, or a part of it, and published numbers are not about it. None where no source is at hand.
     """
 
     name: str
-    images: int
+    images: int | None
 
 
 class FaceDataset(Dataset[tuple[Any, Any]]):

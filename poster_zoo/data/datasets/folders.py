@@ -16,8 +16,6 @@ from poster_zoo.labels import canonical_label, match_labels
 
 __all__ = ["CAERS", "ClassFolders", "class_folders", "folder_images"]
 
-_CAERS_TEST_IMAGES = 20_987
-
 
 class ClassFolders(FaceDataset):
     """Images in a folder a class, those in folders `train`, `valid`, `test`, or not parted.
@@ -65,7 +63,7 @@ class CAERS(FaceDataset):
         parts = self._parts(Path(root))
         split = choose_split("CAER-S", split, tuple(parts))
         images, labels = folder_images(parts[split], {name: i for i, name in enumerate(CAERS_LABELS)})
-        benchmark = Benchmark("CAER-S test", _CAERS_TEST_IMAGES) if split == "test" else None
+        benchmark = Benchmark("CAER-S test", images=None) if split == "test" else None
         super().__init__(images, labels, CAERS_LABELS, name="caers", split=split, benchmark=benchmark)
 
     @classmethod
