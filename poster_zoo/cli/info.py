@@ -76,6 +76,8 @@ def _topics(model: ModelInfo) -> Iterator[tuple[str, str]]:
         yield "authors' file", entry.upstream_file
     if entry.paper_name or entry.paper_ids:
         yield "paper", " ".join(filter(None, [entry.paper_name, ", ".join(entry.paper_ids)]))
+    if entry.recipe:
+        yield "recipe", f"{entry.recipe}, of `poster-zoo train`"
     for i, metric in enumerate(entry.metrics):
         yield "" if i else "metrics", _metric(metric)
         if metric.command:

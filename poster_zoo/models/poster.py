@@ -620,7 +620,9 @@ _LARGE: dict[str, Any] = {"depth": 8}
 _TINY: dict[str, Any] = {"tiny": True, "depth": 2, "embed_dim": 160, "num_heads": 4}
 
 
-def _upstream_weights(name: str, labels: tuple[str, ...], tag: str = "", **facts: Any) -> Weights:
+def _upstream_weights(
+    name: str, labels: tuple[str, ...], tag: str = "", recipe: str = "rafdb", **facts: Any
+) -> Weights:
     """Return what the authors' releases have in common."""
     bgr = labels == RAFDB  # the RAF-DB trainer fed BGR; our files hold the stems turned to RGB
     return Weights(
@@ -635,6 +637,7 @@ def _upstream_weights(name: str, labels: tuple[str, ...], tag: str = "", **facts
         paper_ids=("arXiv:2204.04083",),
         first_conv=_STEMS,
         classifier="head",
+        recipe=recipe,
         **facts,
     )
 
@@ -669,6 +672,7 @@ def _our_weights(name: str, description: str, **facts: Any) -> Weights:
         paper_name="POSTER: A Pyramid Cross-Fusion Transformer Network for Facial Expression Recognition",
         paper_ids=("arXiv:2204.04083", "arXiv:1608.01041"),
         classifier="head",
+        recipe="tiny",
         **facts,
     )
 
@@ -696,6 +700,7 @@ WEIGHTS = {
         "poster_affectnet7",
         AFFECTNET7,
         "zheng_affectnet7",
+        recipe="affectnet7",
         description="POSTER (large, without token mixing) for seven classes of AffectNet.",
         notes=(_UNNAMED_FILE,),
         metrics=(Metric("AffectNet-7 validation", "accuracy", published=0.6731),),
@@ -704,6 +709,7 @@ WEIGHTS = {
         "poster_affectnet8",
         AFFECTNET8,
         "zheng_affectnet8",
+        recipe="affectnet8",
         description="POSTER (large, without token mixing) for eight classes of AffectNet.",
         notes=(_UNNAMED_FILE,),
         metrics=(Metric("AffectNet-8 validation", "accuracy", published=0.6334),),
@@ -711,6 +717,7 @@ WEIGHTS = {
     "poster_ferplus": _upstream_weights(
         "poster_ferplus",
         FERPLUS,
+        recipe="ferplus",
         description="POSTER (large) for the eight classes of FERPlus; no weights are published.",
         metrics=(Metric("FERPlus test", "accuracy", published=0.9162),),
     ),
@@ -722,6 +729,7 @@ WEIGHTS = {
         paper_ids=("arXiv:2204.04083",),
         first_conv=_STEMS,
         classifier="head",
+        recipe="study",
     ),
     "poster_tiny": _our_weights(
         "poster_tiny",

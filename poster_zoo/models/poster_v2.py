@@ -212,7 +212,9 @@ class PosterV2(TwoStreams):
         return x if pre_logits else self.head(x)
 
 
-def _weights(name: str, labels: tuple[str, ...], tag: str = "", **facts: Any) -> Weights:
+def _weights(
+    name: str, labels: tuple[str, ...], tag: str = "", recipe: str = "poster_v2_rafdb", **facts: Any
+) -> Weights:
     return Weights(
         preprocessing=FACE_224,
         label_names=labels,
@@ -224,6 +226,7 @@ def _weights(name: str, labels: tuple[str, ...], tag: str = "", **facts: Any) ->
         paper_ids=("arXiv:2301.12149",),
         first_conv=("image_stream.stem.conv", "landmark_stream.stem.0.conv"),
         classifier="head",
+        recipe=recipe,
         **facts,
     )
 
@@ -249,6 +252,7 @@ WEIGHTS = {
         "poster_v2_affectnet7",
         AFFECTNET7,
         "mao_affectnet7",
+        recipe="poster_v2_affectnet7",
         description="POSTER++ for seven classes of AffectNet.",
         upstream_file="affectnet-7-model_best.pth",
         metrics=(Metric("AffectNet-7 validation", "accuracy", published=0.6749),),
@@ -257,6 +261,7 @@ WEIGHTS = {
         "poster_v2_affectnet8",
         AFFECTNET8,
         "mao_affectnet8",
+        recipe="poster_v2_affectnet8",
         description="POSTER++ for eight classes of AffectNet.",
         upstream_file="affectnet-8-model_best.pth",
         metrics=(Metric("AffectNet-8 validation", "accuracy", published=0.6377),),
@@ -265,6 +270,7 @@ WEIGHTS = {
         "poster_v2_caers",
         CAERS,
         "mao_caers",
+        recipe="poster_v2_caers",
         description="POSTER++ for the seven classes of CAER-S.",
         upstream_file="caer-s-model_best.pth",
         metrics=(Metric("CAER-S test", "accuracy", published=0.9300),),

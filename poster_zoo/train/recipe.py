@@ -11,6 +11,7 @@ from typing import Any
 
 from poster_zoo.data.transforms import TRAINING_TRANSFORMS
 from poster_zoo.errors import OptionError, nearest
+from poster_zoo.models._builder import ENTRIES
 
 __all__ = ["RECIPES", "Recipe", "differences", "find_recipe", "recipe_for", "with_settings"]
 
@@ -179,21 +180,11 @@ RECIPES: dict[str, Recipe] = {
 }
 """Recipes by name."""
 
-_BY_MODEL = {
-    "poster_affectnet7": "affectnet7",
-    "poster_affectnet8": "affectnet8",
-    "poster_ferplus": "ferplus",
-    "poster_v2": "poster_v2_rafdb",
-    "poster_baseline": "study",
-    "poster_tiny": "tiny",
-    "poster_tiny_baseline": "tiny",
-    "poster_tiny_image": "tiny",
-}
-
 
 def recipe_for(model: str) -> Recipe:
-    """Return the recipe for a model of the zoo: what its weights were, or would be, trained by."""
-    return RECIPES[_BY_MODEL.get(model, model if model in RECIPES else "rafdb")]
+    """Return the recipe for a model of the zoo, which its entry names; POSTER's for RAF-DB where none is named."""
+    entry = ENTRIES.get(model)
+    return RECIPES[(entry and entry.recipe) or "rafdb"]
 
 
 def find_recipe(name: str) -> Recipe:

@@ -87,6 +87,7 @@ class Weights:
         classifier: Name of the layer that gives the logits.
         pool_size: Height and width of the map that the head pools, None where the head takes tokens.
         fixed_input_size: Whether other input sizes are refused.
+        recipe: What trains such a model, a name of `poster_zoo.train.RECIPES`; None for one that is not trained here.
         metrics: What is known about quality.
         notes: Facts that a user must know.
     """
@@ -112,6 +113,7 @@ class Weights:
     classifier: str | None = None
     pool_size: tuple[int, int] | None = None
     fixed_input_size: bool = True
+    recipe: str | None = None
     metrics: tuple[Metric, ...] = field(default_factory=tuple)
     notes: tuple[str, ...] = ()
 
