@@ -24,6 +24,7 @@ from sklearn import metrics
 
 import poster_zoo
 from poster_zoo.cli import main
+from poster_zoo.cli.models import load_predictor
 from poster_zoo.labels import FERPLUS, RAFDB, canonical_label
 
 IMAGES = 23  # no multiple of a batch
@@ -490,3 +491,22 @@ def test_a_broken_image_in_the_share_of_another_process_stops_all(model: str) ->
     assert two.returncode != 0
     assert two.stdout == ""
     assert "test_0015_aligned.jpg" in two.stderr
+
+
+# --- where a model computes
+
+
+def test_the_model_of_a_checkpoint_goes_to_a_gpu_as_a_named_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = []
+
+    class Recorder:
+        labels = FERPLUS
+
+        def __init__(self, model: Any, *, device: str, batch_size: int) -> None:
+            devices.append(device)
+
+    monkeypatch.setattr("poster_zoo.predict.Predictor", Recorder)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for model, asked in ((torch.nn.Identity(), None), ("poster_tiny", None), ("poster_tiny", "cpu")):
+        load_predictor(model, asked, 1, None)
+    assert devices == ["cuda", "cuda", "cpu"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from poster_zoo.cli.errors import WrongUse
+from poster_zoo.cli.models import join, load_model, load_predictor, model_name, prints
 from poster_zoo.cli.options import (
     batch_size_option,
     checkpoint_option,
     device_option,
     examples,
     json_option,
-    load_model,
     model_option,
 )
 from poster_zoo.cli.output import note, print_json, print_table
-from poster_zoo.errors import LabelError, printable
+from poster_zoo.errors import printable
 
 if TYPE_CHECKING:
     from poster_zoo.data.datasets import FaceDataset
@@ -94,22 +93,17 @@ def command(
 
     from poster_zoo.data.datasets import available_splits
     from poster_zoo.evaluate import answer_dataset
-    from poster_zoo.predict import join_processes
 
     for spec in specs:
         available_splits(spec)  # a wrong name or place is told before a model is built
     models = compare or [load_model(ctx, model, checkpoint)]
-    processes = join_processes(device)
-    if processes is not None:
-        ctx.call_on_close(processes.destroy_process_group)
-        # "cuda" is the same GPU for all of them.
-        device = device if ":" in (device or "") else str(processes.device)
-    predictors = [_predictor(one, device, batch_size) for one in models]
+    processes = join(ctx, device)
+    predictors = [load_predictor(one, device, batch_size, processes) for one in models]
     dataset = _open(specs, split, [label for predictor in predictors for label in predictor.labels])
     answers = [answer_dataset(predictor, dataset, flip=flip, skip_bad=skip_bad) for predictor in predictors]
-    if processes is not None and not processes.is_main_process:
+    if not prints(processes):
         return
-    names = [_name(one) for one in models]
+    names = [model_name(one) for one in models]
     _warn(dataset, split, dict(zip(names, answers, strict=True)))
     report = _TwoModels(compare, *answers) if compare else _OneModel(names[0], predictors[0], answers[0])
     facts = {
@@ -140,25 +134,6 @@ def _figure_folder(plot: str) -> Path:
     except OSError as error:
         raise WrongUse(f"The folder {plot!r} for the figures cannot be made: {error.strerror}.") from error
     return check_output(folder / "confusion_matrix.png").parent
-
-
-def _predictor(model: Any, device: str | None, batch_size: int) -> Predictor:
-    import torch
-
-    from poster_zoo.predict import Predictor
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    with contextlib.suppress(LabelError):
-        predictor = Predictor(model, device=device, batch_size=batch_size)
-        if predictor.labels:
-            return predictor
-    raise WrongUse(
-        f"The model {_name(model)!r} has no names of expressions; `poster-zoo list` shows which have classes."
-    )
-
-
-def _name(model: Any) -> str:
-    return model if isinstance(model, str) else str(model.pretrained_cfg["architecture"])
 
 
 def _open(specs: Sequence[str], split: str, model_labels: Sequence[str]) -> FaceDataset:

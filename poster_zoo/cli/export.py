@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from poster_zoo.cli.inputs import find_images
-from poster_zoo.cli.options import checkpoint_option, examples, json_option, load_model
+from poster_zoo.cli.models import load_model
+from poster_zoo.cli.options import checkpoint_option, examples, json_option
 from poster_zoo.cli.output import note, print_json
 from poster_zoo.errors import printable
 

@@ -13,7 +13,6 @@ __all__ = [
     "device_option",
     "examples",
     "json_option",
-    "load_model",
     "model_option",
     "plot_option",
 ]
@@ -44,16 +43,6 @@ batch_size_option = click.option(
 plot_option = click.option(
     "--plot", type=click.Path(), metavar="FILE", help="Draw a picture: .png, .svg or .pdf. Needs poster-zoo[plot]."
 )
-
-
-def load_model(ctx: click.Context, model: str, checkpoint: str | None) -> Any:
-    """Return what `Predictor` takes: the model's name, or the model of a checkpoint."""
-    if checkpoint is None:
-        return model
-    import poster_zoo
-
-    given = ctx.get_parameter_source("model") is click.core.ParameterSource.COMMANDLINE
-    return poster_zoo.load_checkpoint(checkpoint, model if given else None)
 
 
 def json_option(text: str) -> Callable[[F], F]:

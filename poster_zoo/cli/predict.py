@@ -8,20 +8,19 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from poster_zoo.cli.answers import AnswerWriter, CsvWriter, JsonWriter, TableWriter
-from poster_zoo.cli.errors import WrongUse
 from poster_zoo.cli.inputs import check_picture, find_images
+from poster_zoo.cli.models import join, load_model, load_predictor, prints
 from poster_zoo.cli.options import (
     batch_size_option,
     checkpoint_option,
     device_option,
     examples,
     json_option,
-    load_model,
     model_option,
     plot_option,
 )
@@ -123,10 +122,10 @@ def command(
         from poster_zoo.scale import check_request, predict_into
 
         check_request(paths, out)
-        processes = _join(ctx, device)
+        processes = join(ctx, device)
         # Ray's actors each move the model to a device of their own.
         here = "cpu" if engine == "ray" else device
-        predictor = _load(load_model(ctx, model, checkpoint), here, batch_size, processes)
+        predictor = load_predictor(load_model(ctx, model, checkpoint), here, batch_size, processes)
         with contextlib.redirect_stdout(sys.stderr):  # where Ray's words about lost machines belong
             outcome = predict_into(
                 predictor,
@@ -138,7 +137,7 @@ def command(
                 actors=actors,
                 device=device,
             )
-        ctx.exit(_report_outcome(outcome, out) if _prints(processes) else 0)
+        ctx.exit(_report_outcome(outcome, out) if prints(processes) else 0)
     if engine == "ray":
         raise click.UsageError("--engine ray writes its answers into a folder; name it by --out DIR.")
     if tables := [path for path in paths if path.lower().endswith(".parquet")]:
@@ -147,10 +146,13 @@ def command(
     sheet = check_picture(plot, images)
     matrix = check_picture(plot if labels_file else None, images, suffix="_confusion")
 
-    processes = _join(ctx, device)
-    predictor = _load(load_model(ctx, model, checkpoint), device, batch_size, processes)
+    processes = join(ctx, device)
+    # Where answers scroll by on the terminal, a bar would only be in their way; elsewhere the predictor decides.
+    progress = False if sys.stdout is not None and sys.stdout.isatty() else None
+    network = load_model(ctx, model, checkpoint)
+    predictor = load_predictor(network, device, batch_size, processes, progress=progress)
     answers = _answers(predictor, images, processes)
-    if not _prints(processes):
+    if not prints(processes):
         deque(answers, maxlen=0)
         return
     labels = predictor.labels
@@ -173,35 +175,6 @@ def command(
     evaluation = _report_truth(truth, tally, labels, to_stderr=as_json or as_csv) if truth else None
     _draw(sheet, matrix, tally, len(images), evaluation)
     ctx.exit(1 if tally.failures else 0)
-
-
-def _join(ctx: click.Context, device: str | None) -> PartialState | None:
-    """Return the processes that share the work, until the command ends."""
-    from poster_zoo.predict import join_processes
-
-    processes = join_processes(device)
-    if processes is not None:
-        ctx.call_on_close(processes.destroy_process_group)
-    return processes
-
-
-def _prints(processes: PartialState | None) -> bool:
-    return processes is None or processes.is_main_process
-
-
-def _load(model: Any, device: str | None, batch_size: int, processes: PartialState | None) -> Predictor:
-    from poster_zoo.predict import Predictor
-
-    if processes is not None and ":" not in (device or ""):
-        device = str(processes.device)
-    # Where answers scroll by on the terminal, a bar would only be in their way; elsewhere the predictor decides.
-    scrolls = sys.stdout is not None and sys.stdout.isatty()
-    with contextlib.suppress(LabelError):
-        predictor = Predictor(model, device=device, batch_size=batch_size, progress=False if scrolls else None)
-        if predictor.labels:
-            return predictor
-    name = model if isinstance(model, str) else model.pretrained_cfg["architecture"]
-    raise WrongUse(f"The model {name!r} has no names of expressions; `poster-zoo list` shows which have classes.")
 
 
 def _answers(predictor: Predictor, images: Sequence[str], processes: PartialState | None) -> Iterator[Prediction]:
