@@ -368,13 +368,15 @@ def evaluate_model(
     """Measure a model on a dataset.
 
     Args:
-        model: Name of a model, whose weights are loaded, or a model, which is put into eval mode.
+        model: Name of a model, whose weights are loaded, or a model. One of the zoo stays as it is, and a faster copy
+            of it answers; another one is put into eval mode.
         dataset: Labelled faces; they are read as they are, through the model's own transform for evaluation.
         device: As for `Predictor`; where there are several processes, by default a GPU for each, if there are GPUs.
         flip: As for `answer_dataset`.
         skip_bad: As for `answer_dataset`.
         progress: As for `answer_dataset`.
-        **options: Further arguments of `Predictor`: `batch_size`, `dtype`, `labels`, `num_workers`.
+        **options: Further arguments of `Predictor`: `batch_size`, `dtype`, `labels`, `num_workers`; and `optimize`,
+            by default True here.
 
     Raises:
         As `answer_dataset` and `Predictor`.
@@ -382,7 +384,7 @@ def evaluate_model(
     processes = join_processes(device)
     if processes is not None and ":" not in str(device or ""):  # "cuda" is the same GPU for all of them
         device = processes.device
-    predictor = Predictor(model, device=device, **options)
+    predictor = Predictor(model, device=device, **{"optimize": True, **options})
     return answer_dataset(predictor, dataset, flip=flip, skip_bad=skip_bad, progress=progress).evaluation
 
 

@@ -29,7 +29,7 @@ from poster_zoo.models.mobilefacenet import ConvBnAct
 from poster_zoo.models.poster import CrossFusionBlock, Poster, Pyramid, PyramidBlock
 from poster_zoo.models.poster_v2 import WindowCrossAttention
 
-__all__ = ["optimize"]
+__all__ = ["can_optimize", "optimize"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -37,8 +37,9 @@ Model = TypeVar("Model", bound=nn.Module)
 def optimize(model: Model, *, compile: bool = False, dtype: torch.dtype | None = None, inplace: bool = False) -> Model:
     """Return `model` in a form that answers faster and can no longer be trained or saved.
 
-    Logits, features and landmarks stay what they were, up to rounding (below 1e-4 in float32). Models of other
-    packages are put into eval mode and come back as they are, in the `channels_last` memory format.
+    Logits, features and landmarks stay what they were, up to rounding (below 1e-4 in float32, probabilities below
+    1e-5). Parts that are not the zoo's own stay as they are, and so do those with hooks, or with a layer inside that
+    another package has put there; the whole is put into eval mode and into the `channels_last` memory format.
 
     Args:
         model: A model of the zoo, or any other; it stays as it was unless `inplace`.
@@ -62,7 +63,8 @@ def optimize(model: Model, *, compile: bool = False, dtype: torch.dtype | None =
     model.eval().requires_grad_(False)
     for name, child in model.named_children():
         setattr(model, name, _answering(child))
-    if isinstance(model, Poster) and isinstance(model.fusion, FastPyramid):
+    _fold_sequences(model)
+    if type(model) is Poster and isinstance(model.fusion, FastPyramid):
         model.__class__ = cast("Any", _FastPoster)
     model.to(dtype=dtype).to(memory_format=torch.channels_last)
     model.is_optimized = True  # type: ignore[assignment]
@@ -71,24 +73,49 @@ def optimize(model: Model, *, compile: bool = False, dtype: torch.dtype | None =
     return model
 
 
+def can_optimize(model: nn.Module) -> bool:
+    """Return whether `optimize` has a faster form for any part of `model`."""
+    return not getattr(model, "is_optimized", False) and any(_form(module) for module in model.modules())
+
+
+def _form(module: nn.Module) -> Callable[[Any], nn.Module] | None:
+    form = _FORMS.get(type(module))
+    return form if form is not None and all(map(_is_plain, module.modules())) else None
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module does what its class says: not where it has hooks, or is quantized, adapted or parametrized."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return type(module).__module__.startswith(_PLAIN) and not any(hooks)
+
+
+_PLAIN = ("poster_zoo.models.", "torch.nn.modules.", "timm.layers.")
+
+
 def _answering(module: nn.Module) -> nn.Module:
     """Return the form of `module` that only answers; what has none keeps itself and changes its parts."""
-    form = _FORMS.get(type(module))
+    form = _form(module)
     if form is not None:
         return form(module)
-    if isinstance(module, nn.Sequential):
-        _fold_sequence(module)
     for name, child in module.named_children():
         setattr(module, name, _answering(child))
+    _fold_sequences(module)
     return module
 
 
+def _fold_sequences(module: nn.Module) -> None:
+    """Fold each BatchNorm into the convolution just before it, in the sequences that are parts of a zoo's module."""
+    if not type(module).__module__.startswith("poster_zoo.models."):
+        return
+    for sequence in module.children():
+        if type(sequence) is nn.Sequential and all(map(_is_plain, sequence.modules())):
+            _fold_sequence(sequence)
+
+
 def _fold_sequence(sequence: nn.Sequential) -> None:
-    """Fold each BatchNorm of `sequence` into the convolution just before it."""
-    names = list(sequence._modules)
-    for conv_name, bn_name in pairwise(names):
+    for conv_name, bn_name in pairwise(list(sequence._modules)):
         conv, bn = sequence._modules[conv_name], sequence._modules[bn_name]
-        if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
+        if type(conv) is nn.Conv2d and type(bn) is nn.BatchNorm2d:
             setattr(sequence, conv_name, FastConv(*_folded(conv, bn), conv))
             setattr(sequence, bn_name, nn.Identity())
 
@@ -209,7 +236,9 @@ class FastIRBlock(nn.Module):
         self.register_buffer("corners", taps[:, ::2, ::2].to(like)[None])
         self.act = block.act
         self.conv2 = FastConv(*_folded(block.conv2, block.bn2), block.conv2)
-        self.downsample = _answering(block.downsample)
+        if isinstance(block.downsample, nn.Sequential):
+            _fold_sequence(block.downsample)
+        self.downsample = block.downsample
         self.step = block.shortcut_step
 
     def forward(self, x: Tensor) -> Tensor:

@@ -502,7 +502,7 @@ def test_the_model_of_a_checkpoint_goes_to_a_gpu_as_a_named_one_does(monkeypatch
     class Recorder:
         labels = FERPLUS
 
-        def __init__(self, model: Any, *, device: str, batch_size: int) -> None:
+        def __init__(self, model: Any, *, device: str, batch_size: int, optimize: bool) -> None:
             devices.append(device)
 
     monkeypatch.setattr("poster_zoo.predict.Predictor", Recorder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from timm.layers import BatchNormAct2d, ScaledStdConv2d
 from torch import Tensor, nn
 
 import poster_zoo
 from poster_zoo.errors import OptionError
 from poster_zoo.models._builder import ENTRIES
 from poster_zoo.models.ir50 import IRBlock
-from poster_zoo.optimize import FastIRBlock, optimize
+from poster_zoo.optimize import FastIRBlock, can_optimize, optimize
+from poster_zoo.predict import Predictor
 from poster_zoo.weights.upstream import LAYOUTS, rename
 
 EXPECTED = load_file(Path(__file__).parent / "upstream" / "expected.safetensors")
@@ -182,11 +185,78 @@ def test_autocast_still_computes_in_its_type() -> None:
         assert fast(x).dtype == torch.bfloat16
 
 
-def test_a_model_of_another_package_answers_as_before() -> None:
+OTHERS = {
+    "convolution and norm": lambda: (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)),
+    "a padding that is no number": lambda: (nn.Conv2d(3, 8, 3, padding="same"), nn.BatchNorm2d(8)),
+    "a norm without numbers": lambda: (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, affine=False, track_running_stats=False)),
+    "a norm that also activates": lambda: (nn.Conv2d(3, 8, 3), BatchNormAct2d(8)),
+    "a convolution that scales itself": lambda: (ScaledStdConv2d(3, 8, 3), nn.BatchNorm2d(8, affine=False)),
+}
+
+
+@pytest.mark.parametrize("layers", OTHERS.values(), ids=OTHERS)
+def test_a_model_of_another_package_answers_as_before(layers: Callable[[], tuple[nn.Module, ...]]) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=True), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 2)).eval()
-    as_if_trained(model)
+    model = nn.Sequential(*layers(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)).eval()
     x = torch.randn(2, 3, 8, 8)
+    assert not can_optimize(model)
+    with torch.inference_mode():
+        close(optimize(model)(x), model(x))
+
+
+class Doubled(nn.Module):
+    """A layer that a user has put around another one."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * self.layer(x)
+
+
+class TimesThree(poster_zoo.models.poster.Poster):
+    """A model that a user has derived from ours."""
+
+    def fuse(self, image_maps: list[Tensor], landmark_maps: list[Tensor]) -> Tensor:
+        return 3 * super().fuse(image_maps, landmark_maps)
+
+
+def with_another_layer() -> Any:
+    model = build("poster_tiny")
+    branch = model.fusion.blocks[1].large.image
+    branch.mlp.fc1 = Doubled(branch.mlp.fc1)
+    model.image_stream.stages[0][0].conv1 = Doubled(model.image_stream.stages[0][0].conv1)
+    return model
+
+
+def with_hooks() -> Any:
+    model = build("poster_tiny")
+    model.fusion.blocks[0].small.register_forward_hook(lambda _module, _inputs, output: 2 * output)
+    model.image_stream.stem.conv.register_forward_pre_hook(lambda _module, inputs: (2 * inputs[0],))
+    return model
+
+
+def with_parametrization() -> Any:
+    model = build("poster_tiny")
+    for conv in (model.image_stream.stem.conv, model.image_stream.stages[1][0].conv1):
+        nn.utils.parametrizations.weight_norm(conv)
+    return model
+
+
+def derived() -> Any:
+    model = TimesThree(tiny=True, depth=2, embed_dim=160, num_heads=4, img_size=112).eval()
+    as_if_trained(model)
+    return model
+
+
+@pytest.mark.parametrize("make", [with_another_layer, with_hooks, with_parametrization, derived])
+def test_what_a_user_has_changed_keeps_its_effect(make: Callable[[], Any]) -> None:
+    torch.manual_seed(0)
+    model = make()
+    x = images(model, 2)
+    assert can_optimize(model)  # its other parts
     with torch.inference_mode():
         close(optimize(model)(x), model(x))
 
@@ -213,3 +283,48 @@ def test_an_optimized_model_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="before"):
         poster_zoo.save_pretrained(optimize(build("poster_tiny")), tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
+
+
+# ------------------------------------------------------------------------------------------------------ who uses it
+
+
+@pytest.mark.parametrize("model", ["poster_tiny", "poster_rafdb"])
+def test_a_predictor_by_name_answers_by_the_faster_form(
+    model: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if model == "poster_rafdb":
+        installed = build(model)
+        poster_zoo.save_pretrained(installed, tmp_path / model)
+        model = f"local-dir:{tmp_path / model}"
+    fast, plain = Predictor(model), Predictor(model, optimize=False)
+    assert (can_optimize(fast.model), can_optimize(plain.model)) == (False, True)
+    faces = [root / "examples" / "face.png", np.random.RandomState(0).rand(90, 80, 3)]
+    for mine, theirs in zip(fast.stream(faces), plain.stream(faces), strict=True):
+        assert mine.label == theirs.label
+        assert mine.probabilities == pytest.approx(theirs.probabilities, rel=0, abs=1e-5)
+
+
+def test_a_given_model_answers_itself_so_that_it_can_be_trained_further(root: Path) -> None:
+    model = poster_zoo.create_model("poster_tiny", pretrained=True)
+    predictor = Predictor(model)
+    assert predictor.model is model
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.bias.copy_(torch.arange(8.0))
+    assert predictor(root / "examples" / "face.png").label == "Contempt"  # the last of the eight
+
+
+def test_a_given_model_is_copied_where_speed_is_wanted(root: Path) -> None:
+    model = poster_zoo.create_model("poster_tiny", pretrained=True)
+    fast = Predictor(model, optimize=True)
+    assert fast.model is not model
+    assert can_optimize(model)
+    assert fast.dtype == torch.float32
+    assert fast(root / "examples" / "face.png").label == "Happiness"
+
+
+def test_a_model_that_is_not_of_the_zoo_goes_on_as_it_is() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model.pretrained_cfg = {"input_size": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.5,) * 3}  # type: ignore[assignment]
+    predictor = Predictor(model, labels=list("abcdefgh"), optimize=True)
+    assert predictor.model is model

@@ -170,7 +170,7 @@ other = poster_zoo.create_model(name)
 with torch.no_grad():
     other.head.bias += 1
 again = poster_zoo.push_to_hub(other, name.removeprefix("hf-hub:"), revision="v2", model_args=job["args"])
-predictor = poster_zoo.Predictor(name, device="cpu")
+predictor = poster_zoo.Predictor(name, device="cpu", optimize=False)
 models = {
     "main": poster_zoo.create_model(name + "@main"),
     "commit": poster_zoo.create_model(name + "@" + job["commit"]),

@@ -57,7 +57,7 @@ def load_predictor(
     # A model that was built from a checkpoint is on the CPU, and a predictor leaves a model where it is.
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with contextlib.suppress(LabelError):
-        predictor = Predictor(model, device=device, batch_size=batch_size, **options)
+        predictor = Predictor(model, device=device, batch_size=batch_size, optimize=True, **options)
         if predictor.labels:
             return predictor
     raise WrongUse(
