@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import timm
 import torch
+from click.testing import CliRunner
 from torch import nn
 from torch.nn import functional as F
 
 import poster_zoo
+from poster_zoo.cli import main
 from poster_zoo.errors import InputShapeError, OptionError, UnknownArgumentError, UnknownModelError
 from poster_zoo.models._builder import ENTRIES
 from poster_zoo.models.poster import CrossFusionBlock, PlainEncoder, Pyramid
@@ -86,6 +89,7 @@ def test_every_entry_is_complete() -> None:
             "labels": tuple(cfg.get("label_names", ())) == entry.label_names,
             "input": cfg["input_size"] == (3, *model.img_size),
             "docstring": bool(poster_zoo.model_info(name).doc),
+            "parameters": entry.parameters in (None, sum(p.numel() for p in model.parameters())),
             "upstream": bool(entry.origin_url and entry.hub_id) if entry.upstream_layout else not entry.upstream_file,
             "commands": all(bool(m.command) == (m.measured is not None) for m in entry.metrics),
         }
@@ -98,6 +102,18 @@ def test_label_orders_are_the_releases_not_the_alphabets() -> None:
     assert ENTRIES["poster_affectnet8"].label_names[0::7] == ("Neutral", "Contempt")
     assert ENTRIES["poster_tiny"].label_names[1:3] == ("Happiness", "Surprise")
     assert ENTRIES["poster_v2_caers"].label_names[3:6] == ("Happy", "Neutral", "Sad")
+
+
+def test_parameters_that_no_entry_states_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENTRIES, "mobilefacenet", replace(ENTRIES["mobilefacenet"], parameters=None))
+    assert poster_zoo.model_info("mobilefacenet").parameters == sum(
+        tensor.numel() for name, tensor in on_meta("mobilefacenet").named_parameters()
+    )
+
+
+def test_listing_builds_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nn.Module, "__init__", None)  # none could be built
+    assert CliRunner().invoke(main, ["list"]).output.count("\n") == len(ALL) + 1
 
 
 def test_model_info_counts_what_the_papers_count() -> None:
@@ -117,6 +133,15 @@ def test_the_tiny_family_costs_the_same() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- construction
+
+
+@pytest.mark.parametrize("name", ["poster_tiny", "poster_tiny_baseline", "poster_v2"])
+def test_linear_layers_start_as_in_vision_transformers(name: str) -> None:
+    model = build(name)
+    model.landmark_stream = nn.Identity()
+    weights = [layer.weight.flatten() for layer in model.modules() if isinstance(layer, nn.Linear)]
+    assert torch.cat(weights).std().item() == pytest.approx(0.02, rel=0.01)
+    assert not any(layer.bias.any() for layer in model.modules() if isinstance(layer, nn.Linear))
 
 
 @pytest.mark.parametrize("name", ALL)

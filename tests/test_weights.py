@@ -125,7 +125,9 @@ def test_no_classes_load_everything_but_the_head(tiny: tuple[Any, Path], caplog:
     headless = poster_zoo.create_model("poster_tiny", weights=folder, num_classes=0).eval()
     x = torch.randn(1, 3, 112, 112)
     with torch.inference_mode():
-        assert torch.equal(headless(x), model.forward_head(model.forward_features(x), pre_logits=True))
+        expected = model.forward_head(model.forward_features(x), pre_logits=True)
+        # Tensors of a file lie at its offsets in memory, and products of matrices round by how they are aligned.
+        torch.testing.assert_close(headless(x), expected, rtol=0, atol=1e-6)
     assert not caplog.records
 
 

@@ -40,10 +40,10 @@ def _facts(model: ModelInfo) -> dict[str, Any]:
     return {
         "name": model.name,
         "doc": model.doc,
-        "parameters": model.parameters,
         "macs": model.macs,
         "num_classes": model.weights.num_classes,
         **asdict(model.weights),
+        "parameters": model.parameters,
         "source": {
             "source": place.source,
             "path": None if place.path is None else str(place.path),

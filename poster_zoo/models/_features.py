@@ -59,7 +59,7 @@ class IntermediatesMixin:
         take, last = feature_take_indices(len(self.feature_info), indices)
         self._keep_stages(last, prune_norm)
         if prune_head:
-            self.reset_classifier(0, "")  # type: ignore[attr-defined]
+            self._drop_head()
         return list(take)
 
     def _stage_maps(self, x: Tensor, last: int) -> list[Tensor]:
@@ -70,3 +70,6 @@ class IntermediatesMixin:
 
     def _keep_stages(self, last: int, prune_norm: bool) -> None:
         raise NotImplementedError
+
+    def _drop_head(self) -> None:
+        self.reset_classifier(0, "")  # type: ignore[attr-defined]

@@ -144,18 +144,21 @@ class ModelInfo:
 
 
 def model_info(name: str) -> ModelInfo:
-    """Return everything that is known about a model and its weights. Builds it on the meta device, loads nothing.
+    """Return everything that is known about a model and its weights. Loads nothing.
 
     Raises:
         UnknownModelError: There is no such model.
     """
     entry = _entry(name)
-    with torch.device("meta"):
-        model = create_model(name)
     return ModelInfo(
         name=name,
         doc=inspect.getdoc(model_entrypoint(name)) or "",
         weights=entry,
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=_count(name) if entry.parameters is None else entry.parameters,
         source=find_weights(weights_name(name), entry),
     )
+
+
+def _count(name: str) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in create_model(name).parameters())

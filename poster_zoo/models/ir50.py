@@ -238,6 +238,7 @@ WEIGHTS = {
         preprocessing=_FACE_RECOGNITION_112,
         tag="arcface",
         hub_id="poster-zoo/ir50",
+        parameters=43_574_976,
         description="IR-50 face-recognition backbone with its 512-d embedding.",
         origin_url="https://github.com/zczcwh/POSTER",
         upstream_file="ir50.pth",

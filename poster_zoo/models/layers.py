@@ -7,6 +7,7 @@ from timm.layers import DropPath
 from timm.models import register_notrace_function
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import skip_init
 
 from poster_zoo.errors import InputShapeError, OptionError
 
@@ -18,6 +19,7 @@ __all__ = [
     "check_input",
     "check_option",
     "init_weights",
+    "linear",
     "new_head",
     "to_pair",
     "to_tokens",
@@ -67,9 +69,7 @@ def new_head(model: nn.Module, num_features: int, num_classes: int) -> nn.Module
     if num_classes == 0:
         return nn.Identity()
     like = next(model.parameters())
-    head = nn.Linear(num_features, num_classes, device=like.device, dtype=like.dtype)
-    init_weights(head)
-    return head.train(model.training)
+    return linear(num_features, num_classes, device=like.device, dtype=like.dtype).train(model.training)
 
 
 def to_tokens(x: Tensor) -> Tensor:
@@ -82,8 +82,8 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, *, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden, device=device, dtype=dtype)
-        self.fc2 = nn.Linear(hidden, dim, device=device, dtype=dtype)
+        self.fc1 = linear(dim, hidden, device=device, dtype=dtype)
+        self.fc2 = linear(hidden, dim, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
@@ -94,8 +94,8 @@ class Gate(nn.Module):
 
     def __init__(self, dim: int, *, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, dim, device=device, dtype=dtype)
-        self.fc2 = nn.Linear(dim, dim, device=device, dtype=dtype)
+        self.fc1 = linear(dim, dim, device=device, dtype=dtype)
+        self.fc2 = linear(dim, dim, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.fc2(F.relu(self.fc1(x))).sigmoid()
@@ -108,8 +108,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, device=device, dtype=dtype)
-        self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
+        self.qkv = linear(dim, 3 * dim, device=device, dtype=dtype)
+        self.proj = linear(dim, dim, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, dim = x.shape
@@ -143,6 +143,16 @@ class EncoderBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+def linear(in_features: int, out_features: int, *, device: Any = None, dtype: Any = None) -> nn.Linear:
+    """Return a linear layer with the numbers of `init_weights`, drawn once: a new `nn.Linear` has others by then."""
+    device = torch.get_default_device() if device is None else device
+    build: Any = skip_init  # it has no types
+    layer: nn.Linear = build(nn.Linear, in_features, out_features, device=device, dtype=dtype)
+    if not layer.weight.is_meta:
+        init_weights(layer)
+    return layer
 
 
 def init_weights(module: nn.Module) -> None:

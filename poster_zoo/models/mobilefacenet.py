@@ -218,6 +218,7 @@ WEIGHTS = {
         tag="landmarks68",
         hub_id="poster-zoo/mobilefacenet",
         num_outputs=136,
+        parameters=1_007_248,
         description="MobileFaceNet detector of 68 facial landmarks in the order of 300-W.",
         origin_url="https://github.com/cunjian/pytorch_face_landmark",
         upstream_file="mobilefacenet_model_best.pth.tar",

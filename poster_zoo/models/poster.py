@@ -33,13 +33,13 @@ from poster_zoo.models.layers import (
     Mlp,
     check_input,
     check_option,
-    init_weights,
+    linear,
     new_head,
     to_pair,
     to_tokens,
 )
 from poster_zoo.models.mobilefacenet import MobileFaceNet
-from poster_zoo.weights.entry import FACE_112, FACE_224, Metric, Weights
+from poster_zoo.weights.entry import FACE_112, FACE_224, FIVE_POINTS, Metric, Weights
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -74,8 +74,8 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
-        self.kv = nn.Linear(dim, 2 * dim, device=device, dtype=dtype)
-        self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
+        self.kv = linear(dim, 2 * dim, device=device, dtype=dtype)
+        self.proj = linear(dim, dim, device=device, dtype=dtype)
 
     def forward(self, own: Tensor, queries: Tensor) -> Tensor:
         batch, tokens, dim = own.shape
@@ -262,10 +262,10 @@ class Tokens(nn.Module):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.num_patches = PATCHES
         self.from_memory = from_memory
-        self.image_proj = nn.Linear(image_dim, embed_dim, **dd)
+        self.image_proj = linear(image_dim, embed_dim, **dd)
         self.landmark_proj: nn.Module = nn.Identity()
         if landmark_dim != embed_dim:
-            self.landmark_proj = nn.Linear(landmark_dim, embed_dim, **dd)
+            self.landmark_proj = linear(landmark_dim, embed_dim, **dd)
 
     def forward(self, image_map: Tensor, landmark_map: Tensor) -> tuple[Tensor, Tensor]:
         if self.from_memory:
@@ -475,7 +475,6 @@ class Poster(TwoStreams):
         self.tokens = _tokens(tiny, embed_dim, dd)
         self.fusion = Pyramid(embed_dim, depth, num_heads, mlp_ratio, drop_path_rate, token_mixing, **dd)
         self.pre_head = Gate(embed_dim, **dd)
-        self.apply(init_weights)
         self.head = new_head(self, embed_dim, num_classes)
         self.freeze_landmark_stream(freeze_landmarks)
 
@@ -575,8 +574,7 @@ class PosterBaseline(TwoStreams):
         super().__init__(*streams, num_classes, in_chans, img_size, global_pool, embed_dim, drop_rate)
         self.tokens = _tokens(tiny, embed_dim, dd)
         self.fusion = PlainEncoder(embed_dim, depth, num_heads, mlp_ratio, drop_path_rate, **dd)
-        self.pre_head = nn.Sequential(nn.Linear(embed_dim, embed_dim, **dd), nn.GELU())
-        self.apply(init_weights)
+        self.pre_head = nn.Sequential(linear(embed_dim, embed_dim, **dd), nn.GELU())
         self.head = new_head(self, embed_dim, num_classes)
         self.freeze_landmark_stream(freeze_landmarks)
 
@@ -666,6 +664,7 @@ def _our_weights(name: str, description: str, **facts: Any) -> Weights:
     """Return what the tiny family has in common."""
     return Weights(
         preprocessing=FACE_112,
+        alignment=FIVE_POINTS,
         label_names=FERPLUS,
         description=description,
         license="apache-2.0",
@@ -678,12 +677,17 @@ def _our_weights(name: str, description: str, **facts: Any) -> Weights:
 
 
 WEIGHTS = {
-    "poster_small": _upstream_weights("poster_small", RAFDB, description="POSTER with 4 pyramid blocks."),
-    "poster_base": _upstream_weights("poster_base", RAFDB, description="POSTER with 6 pyramid blocks."),
+    "poster_small": _upstream_weights(
+        "poster_small", RAFDB, description="POSTER with 4 pyramid blocks.", parameters=39_381_007
+    ),
+    "poster_base": _upstream_weights(
+        "poster_base", RAFDB, description="POSTER with 6 pyramid blocks.", parameters=49_191_639
+    ),
     "poster": _upstream_weights(
         "poster_rafdb",
         RAFDB,
         "zheng_rafdb",
+        parameters=59_002_271,
         description="POSTER (large, 8 pyramid blocks), the network of the paper, with its RAF-DB weights.",
         upstream_file="rafdb_best.pth",
         metrics=_RAFDB_METRICS,
@@ -692,6 +696,7 @@ WEIGHTS = {
         "poster_rafdb",
         RAFDB,
         "zheng_rafdb",
+        parameters=59_002_271,
         description="POSTER (large) for the seven classes of RAF-DB.",
         upstream_file="rafdb_best.pth",
         metrics=_RAFDB_METRICS,
@@ -701,6 +706,7 @@ WEIGHTS = {
         AFFECTNET7,
         "zheng_affectnet7",
         recipe="affectnet7",
+        parameters=58_759_871,
         description="POSTER (large, without token mixing) for seven classes of AffectNet.",
         notes=(_UNNAMED_FILE,),
         metrics=(Metric("AffectNet-7 validation", "accuracy", published=0.6731),),
@@ -710,6 +716,7 @@ WEIGHTS = {
         AFFECTNET8,
         "zheng_affectnet8",
         recipe="affectnet8",
+        parameters=58_760_384,
         description="POSTER (large, without token mixing) for eight classes of AffectNet.",
         notes=(_UNNAMED_FILE,),
         metrics=(Metric("AffectNet-8 validation", "accuracy", published=0.6334),),
@@ -718,12 +725,14 @@ WEIGHTS = {
         "poster_ferplus",
         FERPLUS,
         recipe="ferplus",
+        parameters=59_002_784,
         description="POSTER (large) for the eight classes of FERPlus; no weights are published.",
         metrics=(Metric("FERPlus test", "accuracy", published=0.9162),),
     ),
     "poster_baseline": Weights(
         preprocessing=FACE_224,
         label_names=RAFDB,
+        parameters=36_283_735,
         description="The paper's baseline: POSTER's streams, tokens joined, eight plain encoders; no weights yet.",
         paper_name="POSTER: A Pyramid Cross-Fusion Transformer Network for Facial Expression Recognition",
         paper_ids=("arXiv:2204.04083",),
@@ -739,16 +748,19 @@ WEIGHTS = {
         bundled="poster_tiny.safetensors",
         sha256="414abb2b9a8bb57cb4c4cfc63a92d78492a6fb88801f4e4b19f4681394124889",
         metrics=_TINY_METRICS,
+        parameters=3_133_896,
         first_conv=_STEMS,
     ),
     "poster_tiny_baseline": _our_weights(
         "poster_tiny_baseline",
         "poster_tiny's streams with plain encoders instead of cross-fusion, at the same cost.",
+        parameters=2_375_736,
         first_conv=_STEMS,
     ),
     "poster_tiny_image": _our_weights(
         "poster_tiny_image",
         "poster_tiny's image stream alone, deeper so that it costs the same.",
+        parameters=3_220_104,
         first_conv=("trunk.stem.conv",),
         pool_size=(7, 7),
     ),

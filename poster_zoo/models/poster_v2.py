@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from poster_zoo.labels import AFFECTNET7, AFFECTNET8, CAERS, RAFDB
 from poster_zoo.models._builder import build_model, register_weights
 from poster_zoo.models.ir50 import IRTrunk
-from poster_zoo.models.layers import EncoderBlock, Gate, Mlp, init_weights, new_head, to_tokens
+from poster_zoo.models.layers import EncoderBlock, Gate, Mlp, linear, new_head, to_tokens
 from poster_zoo.models.mobilefacenet import MobileFaceNet
 from poster_zoo.models.poster import TwoStreams
 from poster_zoo.weights.entry import FACE_224, Metric, Weights
@@ -47,8 +47,8 @@ class WindowCrossAttention(nn.Module):
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
         self.window = window
-        self.kv = nn.Linear(dim, 2 * dim, **dd)
-        self.proj = nn.Linear(dim, dim, **dd)
+        self.kv = linear(dim, 2 * dim, **dd)
+        self.proj = linear(dim, dim, **dd)
         # One bias a head for each of the (2w - 1)² offsets between two positions, row offset first.
         self.position_bias = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads, **dd))
         nn.init.normal_(self.position_bias, std=0.02)
@@ -189,7 +189,6 @@ class PosterV2(TwoStreams):
         super().__init__(*streams, num_classes, in_chans, img_size, global_pool, embed_dim, drop_rate)
         self.fusion = MultiScaleFusion(embed_dim, depth, num_heads, drop_path_rate, **dd)
         self.pre_head = Gate(embed_dim, **dd)
-        self.apply(init_weights)
         self.head = new_head(self, embed_dim, num_classes)
         self.freeze_landmark_stream(freeze_landmarks)
 
@@ -236,6 +235,7 @@ WEIGHTS = {
         "poster_v2_rafdb",
         RAFDB,
         "mao_rafdb",
+        parameters=43_849_957,
         description="POSTER++, the network of the paper, with its RAF-DB weights.",
         upstream_file="raf-db-model_best.pth",
         metrics=(Metric("RAF-DB test", "accuracy", published=0.9221),),
@@ -244,6 +244,7 @@ WEIGHTS = {
         "poster_v2_rafdb",
         RAFDB,
         "mao_rafdb",
+        parameters=43_849_957,
         description="POSTER++ for the seven classes of RAF-DB.",
         upstream_file="raf-db-model_best.pth",
         metrics=(Metric("RAF-DB test", "accuracy", published=0.9221),),
@@ -253,6 +254,7 @@ WEIGHTS = {
         AFFECTNET7,
         "mao_affectnet7",
         recipe="poster_v2_affectnet7",
+        parameters=43_849_957,
         description="POSTER++ for seven classes of AffectNet.",
         upstream_file="affectnet-7-model_best.pth",
         metrics=(Metric("AffectNet-7 validation", "accuracy", published=0.6749),),
@@ -262,6 +264,7 @@ WEIGHTS = {
         AFFECTNET8,
         "mao_affectnet8",
         recipe="poster_v2_affectnet8",
+        parameters=43_850_726,
         description="POSTER++ for eight classes of AffectNet.",
         upstream_file="affectnet-8-model_best.pth",
         metrics=(Metric("AffectNet-8 validation", "accuracy", published=0.6377),),
@@ -271,6 +274,7 @@ WEIGHTS = {
         CAERS,
         "mao_caers",
         recipe="poster_v2_caers",
+        parameters=43_849_957,
         description="POSTER++ for the seven classes of CAER-S.",
         upstream_file="caer-s-model_best.pth",
         metrics=(Metric("CAER-S test", "accuracy", published=0.9300),),

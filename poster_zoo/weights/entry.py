@@ -6,9 +6,19 @@ Transforms, label names, model cards, `poster-zoo info`, tables in the docs and 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
-__all__ = ["FACE_112", "FACE_224", "IMAGENET_MEAN", "IMAGENET_STD", "Metric", "Preprocessing", "Weights"]
+__all__ = [
+    "FACE_112",
+    "FACE_224",
+    "FIVE_POINTS",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "Metric",
+    "Points",
+    "Preprocessing",
+    "Weights",
+]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -41,6 +51,15 @@ class Preprocessing:
 FACE_224 = Preprocessing()
 FACE_112 = Preprocessing(size=(112, 112))
 
+Points: TypeAlias = tuple[tuple[float, float], ...]
+"""Places in a picture, x and y each, as fractions of its width and height."""
+
+FIVE_POINTS: Points = ((0.3419, 0.4066), (0.6565, 0.4048), (0.5003, 0.5855), (0.3710, 0.7697), (0.6315, 0.7682))
+"""Where eyes, nose and corners of the mouth stand in our crops, from left to right in the picture.
+
+They are ArcFace's places (Deng et al., CVPR 2019, arXiv:1801.07698) moved up by 0.055 of the side: chins show.
+"""
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -71,6 +90,9 @@ class Weights:
         sha256: Of the safetensors file, or None where no file has been published yet.
         bundled: Name of the safetensors file inside the package, or None.
         preprocessing: How images become input.
+        alignment: Where eyes, nose and corners of the mouth stand in the crops that it was trained on; None where
+            nobody says.
+        task: What it does, in the Hub's words, where that is neither to classify images nor to give features.
         label_names: Class names in the order of the logits; empty for a model that gives no classes.
         num_outputs: Width of the last layer where it is no class head (landmarks); None otherwise.
         license: SPDX identifier of the weights' licence, or "unknown".
@@ -87,12 +109,15 @@ class Weights:
         classifier: Name of the layer that gives the logits.
         pool_size: Height and width of the map that the head pools, None where the head takes tokens.
         fixed_input_size: Whether other input sizes are refused.
+        parameters: How many the model has, landmark stream included; None where they have to be counted.
         recipe: What trains such a model, a name of `poster_zoo.train.RECIPES`; None for one that is not trained here.
         metrics: What is known about quality.
         notes: Facts that a user must know.
     """
 
     preprocessing: Preprocessing
+    alignment: Points | None = None
+    task: str | None = None
     label_names: tuple[str, ...] = ()
     tag: str = ""
     hub_id: str | None = None
@@ -113,6 +138,7 @@ class Weights:
     classifier: str | None = None
     pool_size: tuple[int, int] | None = None
     fixed_input_size: bool = True
+    parameters: int | None = None
     recipe: str | None = None
     metrics: tuple[Metric, ...] = field(default_factory=tuple)
     notes: tuple[str, ...] = ()
@@ -121,6 +147,25 @@ class Weights:
     def num_classes(self) -> int:
         """Number of outputs: the label names' where there are any."""
         return len(self.label_names) or self.num_outputs or 0
+
+    @property
+    def detects(self) -> bool:
+        """Whether it finds faces in pictures of any size, rather than answering about one."""
+        return self.task == "object-detection"
+
+    @property
+    def answers(self) -> str:
+        """What the last layer gives, in a few words."""
+        if self.detects:
+            return "faces"
+        if self.label_names:
+            return f"{len(self.label_names)} classes"
+        return f"{self.num_outputs} numbers" if self.num_outputs else "embedding"
+
+    @property
+    def shown_size(self) -> str:
+        """Height and width of the input, for people."""
+        return "any size" if self.detects else " × ".join(map(str, self.preprocessing.size))
 
     def to_cfg(self) -> dict[str, Any]:
         """Return the entry in the words of timm's `pretrained_cfg`."""
