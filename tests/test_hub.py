@@ -429,6 +429,17 @@ def test_wrong_bytes_of_a_stranger_are_refused_and_leave_the_cache(hub: StandInH
     assert load(call="fetch_repository", repo_id=OURS)["sha256"] == SHA256
 
 
+@pytest.mark.parametrize("call", ["fetch", "fetch_repository"])
+def test_a_wrong_config_is_refused_and_leaves_the_cache(hub: StandInHub, load: Load, call: str) -> None:
+    """The Hub names a small file as git does."""
+    job = {"call": call} | ({"repo_id": OURS} if call == "fetch_repository" else {})
+    hub.faults.append(Fault(body=CONFIG.replace(b"rafdb", b"bfdar"), path="config.json", method="GET"))
+    said = load(**job)
+    assert_one_sentence(said, "config.json", OURS, "instead of", "load again")
+    assert "config.json" not in said["cached"]
+    assert Path(load(**job)["config"]).read_bytes() == CONFIG
+
+
 def test_a_hub_with_other_weights_than_recorded_is_refused(hub: StandInHub, load: Load) -> None:
     hub.add(OURS, {"config.json": CONFIG, "model.safetensors": OTHERS})
     said = load(entry={"sha256": SHA256})

@@ -5,10 +5,10 @@ and huggingface_hub, no tensors. huggingface_hub reads `HF_HOME`, `HF_HUB_OFFLIN
 timeouts from the environment when it is imported, which happens here on first use.
 
 What is checked: a bundled file and one from the Hub must have the sha256 that the entry records; without a record, a
-file from the Hub must have the sha256 that the Hub states for it. An installed file must have the sha256 that its own
-config.json states (`poster-zoo convert` wrote both on this machine), or else the entry's. A file that the caller names
-is the caller's own and is not compared. A checked file is hashed again only after it has changed: `verified.json` in
-`zoo_home()` remembers its size, times and sha256.
+file from the Hub, the config too, must have the digest that the Hub states for it. An installed file must have the
+sha256 that its own config.json states (`poster-zoo convert` wrote both on this machine), or else the entry's. A file
+that the caller names is the caller's own and is not compared. A checked file is hashed again only after it has changed:
+`verified.json` in `zoo_home()` remembers its size, times and digest.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ _BUNDLED = Path(__file__).parent / "bundled"
 _VERIFIED = "verified.json"
 _PICKLE = "pytorch_model.bin"
 CREDENTIALS = "set HF_TOKEN or run `hf auth login`"
+_SHA256_LENGTH = 64
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -207,7 +208,7 @@ def fetch_weights(
     if found.path is None:
         raise WeightsNotFoundError(_nowhere(name, entry, found.reason))
     expected = _stated_sha256(found.config) or entry.sha256
-    if expected and (actual := _other_sha256(found.path, expected)):
+    if expected and (actual := _other_digest(found.path, expected)):
         remedy = "install poster_zoo again" if found.source == "bundled" else "remove it and convert or load it again"
         raise WeightsError(f"The file {found.path} {_instead_of(actual, expected)}; {remedy}.")
     return found
@@ -226,11 +227,13 @@ def fetch_repository(
 
     Raises:
         WeightsNotFoundError: the repository has no such files, or the Hub or the disk does not let them through.
-        WeightsError: a file with another sha256. It has left the cache.
+        WeightsError: a file with another digest. It has left the cache.
     """
     weights = _download(repo_id, WEIGHTS_FILE, revision, cache_dir)
     _check_download(repo_id, weights, sha256)
-    return _download(repo_id, CONFIG_FILE, weights.parent.name, cache_dir), weights
+    config = _download(repo_id, CONFIG_FILE, weights.parent.name, cache_dir)
+    _check_download(repo_id, config)
+    return config, weights
 
 
 def _fetch_from_hub(name: str, entry: Weights, found: Found, cache_dir: str | Path | None) -> Found:
@@ -287,45 +290,48 @@ def _download_config(repo_id: str, commit: str, cache_dir: str | Path | None, ca
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
-        return _download(repo_id, CONFIG_FILE, commit, cache_dir, cache_only)
+        config = _download(repo_id, CONFIG_FILE, commit, cache_dir, cache_only)
     except WeightsNotFoundError as error:
         if isinstance(error.__cause__, EntryNotFoundError):
             return None
         raise
+    _check_download(repo_id, config)
+    return config
 
 
-def _check_download(repo_id: str, weights: Path, sha256: str | None) -> None:
-    """Refuse weights with another sha256 and take them out of the cache: the client keeps whatever bytes it gets."""
-    expected = sha256 or _hub_sha256(repo_id, weights)
-    if expected is None or not (actual := _other_sha256(weights, expected)):
+def _check_download(repo_id: str, path: Path, sha256: str | None = None) -> None:
+    """Refuse a file with another digest and take it out of the cache: the client keeps whatever bytes it gets."""
+    expected = sha256 or _hub_digest(repo_id, path)
+    if expected is None or not (actual := _other_digest(path, expected)):
         return
     try:
-        _forget(weights)
+        _forget(path)
         outcome = "it was removed from the Hub's cache, so load again to fetch it anew"
     except OSError as error:
-        outcome = f"remove {weights} from the Hub's cache yourself ({error.strerror}) and load again"
-    raise WeightsError(f"The file {WEIGHTS_FILE} of {repo_id} {_instead_of(actual, expected)}; {outcome}.")
+        outcome = f"remove {path} from the Hub's cache yourself ({error.strerror}) and load again"
+    raise WeightsError(f"The file {path.name} of {repo_id} {_instead_of(actual, expected)}; {outcome}.")
 
 
-def _hub_sha256(repo_id: str, weights: Path) -> str | None:
-    """Return the sha256 that the Hub states for a cached file, or None where it states none or is out of reach.
+def _hub_digest(repo_id: str, path: Path) -> str | None:
+    """Return the digest that the Hub states for a cached file, or None where it states none or is out of reach.
 
-    It is the etag of a large file, which names the blob that the cache's link points to. A cache without links, as on
-    many Windows machines, has lost it, so the Hub is asked, unless the file has been compared before.
+    It is the file's etag, the sha256 of a large one and git's sha1 of a small one, and names the blob that the cache's
+    link points to. A cache without links, as on many Windows machines, has lost it, so the Hub is asked, unless the
+    file has been compared before.
     """
-    if weights.is_symlink():
-        etag = Path(os.readlink(weights)).name  # one step: the blob may itself be a link, to one that is shared
-    elif _verified_sha256(weights):
+    if path.is_symlink():
+        etag = Path(os.readlink(path)).name  # one step: the blob may itself be a link, to one that is shared
+    elif _verified_digest(path):
         return None
     else:
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-        url = hf_hub_url(repo_id, WEIGHTS_FILE, revision=weights.parent.name)
+        url = hf_hub_url(repo_id, path.name, revision=path.parent.name)
         try:
             etag = get_hf_file_metadata(url).etag or ""
         except client_errors():
             return None
-    return etag if re.fullmatch("[0-9a-f]{64}", etag) else None
+    return etag if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", etag) else None
 
 
 def _stated_sha256(config: Path | None) -> str | None:
@@ -339,25 +345,34 @@ def _stated_sha256(config: Path | None) -> str | None:
 
 
 def _instead_of(actual: str, expected: str) -> str:
-    return f"has sha256 {actual[:12]}… instead of {expected[:12]}…"
+    kind = "sha256" if len(expected) == _SHA256_LENGTH else "sha1"
+    return f"has {kind} {actual[:12]}… instead of {expected[:12]}…"
 
 
-def _other_sha256(path: Path, expected: str) -> str | None:
-    """Return the sha256 of a file where it is not the expected one, or None; hash only what is not known to match."""
-    if _verified_sha256(path) == expected:
+def _other_digest(path: Path, expected: str) -> str | None:
+    """Return the digest of a file where it is not the expected one, or None; hash only what is not known to match."""
+    if _verified_digest(path) == expected:
         return None
-    digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
             stamp = _stamp(os.fstat(file.fileno()))
+            digests = _digests(len(expected), stamp[0])
             while chunk := file.read(1 << 20):
-                digest.update(chunk)
+                for digest in digests:
+                    digest.update(chunk)
     except OSError as error:
         raise WeightsError(f"The file {path} cannot be read ({error.strerror}); check it, or load again.") from error
-    if digest.hexdigest() != expected:
-        return digest.hexdigest()
+    if expected not in [digest.hexdigest() for digest in digests]:
+        return digests[0].hexdigest()
     _remember(path, [*stamp, expected])
     return None
+
+
+def _digests(length: int, size: int) -> list[hashlib._Hash]:
+    """Return what a digest of so many letters can be: a sha256, git's sha1, or a plain one, as mirrors state it."""
+    if length == _SHA256_LENGTH:
+        return [hashlib.sha256()]
+    return [hashlib.sha1(start, usedforsecurity=False) for start in (b"blob %d\0" % size, b"")]
 
 
 def _stamp(stat: os.stat_result) -> list[int]:
@@ -365,7 +380,7 @@ def _stamp(stat: os.stat_result) -> list[int]:
 
 
 def _verified() -> dict[str, Any]:
-    """Return what `verified.json` holds: by path, the stamp and sha256 of each file that matched. Empty if broken."""
+    """Return what `verified.json` holds: by path, the stamp and digest of each file that matched. Empty if broken."""
     try:
         verified = json.loads((zoo_home() / _VERIFIED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -373,15 +388,15 @@ def _verified() -> dict[str, Any]:
     return verified if isinstance(verified, dict) else {}
 
 
-def _verified_sha256(path: Path) -> str | None:
-    """Return the sha256 that a file matched, if it has not changed since."""
+def _verified_digest(path: Path) -> str | None:
+    """Return the digest that a file matched, if it has not changed since."""
     try:
         stamp = _stamp(path.stat())
     except OSError:
         return None
     match _verified().get(str(path.resolve())):
-        case [*seen, str(sha256)] if seen == stamp:
-            return sha256
+        case [*seen, str(digest)] if seen == stamp:
+            return digest
     return None
 
 
