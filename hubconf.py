@@ -3,6 +3,7 @@
 dependencies = ["torch", "torchvision", "timm", "huggingface_hub", "safetensors", "PIL", "numpy", "tqdm"]
 
 from poster_zoo import (  # noqa: E402, F401
+    centerface,
     ir50,
     mobilefacenet,
     poster,

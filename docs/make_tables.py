@@ -19,13 +19,6 @@ LEGEND = (
 )
 
 
-def answers(entry: Weights) -> str:
-    """Return what the last layer gives, in a few words."""
-    if entry.label_names:
-        return f"{len(entry.label_names)} classes"
-    return f"{entry.num_outputs} numbers" if entry.num_outputs else "embedding"
-
-
 def source(entry: Weights) -> str:
     """Return where weights come from today."""
     if entry.bundled:
@@ -50,8 +43,8 @@ def models_table(models: Sequence[ModelInfo]) -> str:
     rows = [
         [
             f"`{model.name}`",
-            " × ".join(map(str, model.weights.preprocessing.size)),
-            answers(model.weights),
+            model.weights.shown_size,
+            model.weights.answers,
             f"{model.parameters / 1e6:.2f} M",
             f"{model.macs / 1e9:.2f}",
             source(model.weights),

@@ -1,4 +1,4 @@
-"""A zoo of facial-expression models: POSTER, POSTER++, IR-50 and MobileFaceNet as timm models.
+"""A zoo of facial-expression models: POSTER, POSTER++ and what they stand on as timm models, and a face detector.
 
 >>> import poster_zoo
 >>> model = poster_zoo.create_model("poster_tiny", pretrained=True)
@@ -8,7 +8,9 @@ from poster_zoo._version import __version__
 from poster_zoo.data.images import read_image
 from poster_zoo.data.transforms import create_transform
 from poster_zoo.errors import PosterZooError
+from poster_zoo.faces import Face, FaceDetector, Faces, align_faces, detect_faces
 from poster_zoo.models._registry import ModelInfo, create_model, list_models, model_info
+from poster_zoo.models.centerface import centerface
 from poster_zoo.models.ir50 import ir50
 from poster_zoo.models.mobilefacenet import mobilefacenet
 from poster_zoo.models.poster import (
@@ -39,6 +41,9 @@ from poster_zoo.weights.save import from_pretrained, save_pretrained
 
 __all__ = [
     "Conversion",
+    "Face",
+    "FaceDetector",
+    "Faces",
     "ModelInfo",
     "PosterZooError",
     "Prediction",
@@ -46,9 +51,12 @@ __all__ = [
     "Published",
     "PublishedFile",
     "__version__",
+    "align_faces",
+    "centerface",
     "convert",
     "create_model",
     "create_transform",
+    "detect_faces",
     "from_pretrained",
     "ir50",
     "list_models",

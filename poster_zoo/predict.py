@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from poster_zoo.data.images import ImageSource, list_images, read_image
+from poster_zoo.data.images import ImageSource, each_image, is_many, read_image
 from poster_zoo.data.transforms import split_transform
 from poster_zoo.errors import ImageError, LabelError, MissingExtraError, OptionError, WeightsError
 from poster_zoo.optimize import can_optimize
@@ -148,7 +147,7 @@ class Predictor:
             WeightsError: One image was given and the model's answer is not a number.
             LabelError: The model finds landmarks and no classes, or its answer is not as wide as its labels.
         """
-        if _is_many(inputs):
+        if is_many(inputs):
             return list(self.stream(inputs))
         self._check_classes()
         named = _named(inputs, 0)
@@ -175,7 +174,7 @@ class Predictor:
             LabelError: As for a call.
         """
         self._check_classes()
-        images: Iterable[Any] = _images(inputs)
+        images: Iterable[Any] = each_image(inputs)
         if isinstance(inputs, (list, tuple, str, os.PathLike)):
             images = list(images)
         total = len(images) if isinstance(images, list) else None
@@ -340,36 +339,6 @@ def _named(image: Any, place: int) -> _Named:
     if isinstance(image, (str, os.PathLike)):
         return _Named(str(image), None, image)
     return _Named(f"image {place}", f"image {place}", image)
-
-
-def _is_many(inputs: Any) -> bool:
-    if isinstance(inputs, (str, os.PathLike)):
-        return os.path.isdir(inputs)
-    if isinstance(inputs, (np.ndarray, Tensor)):
-        return inputs.ndim == 4
-    return (
-        isinstance(inputs, Iterable)
-        and not isinstance(inputs, (bytes, bytearray, memoryview, Image.Image))
-        and not hasattr(inputs, "read")  # an open file is an iterable of lines
-    )
-
-
-def _images(inputs: Any) -> Iterator[ImageSource]:
-    """Yield the images one by one; in place of a folder those in it, or itself where that gives none."""
-    if not _is_many(inputs) or isinstance(inputs, (str, os.PathLike)):
-        inputs = [inputs]
-    for image in inputs:
-        if isinstance(image, (str, os.PathLike)) and os.path.isdir(image):
-            yield from _in_folder(image)
-        else:
-            yield image
-
-
-def _in_folder(folder: str | os.PathLike[str]) -> Sequence[ImageSource]:
-    try:
-        return list_images(folder) or [folder]
-    except ImageError:  # as reading the folder itself will say, in its place among the answers
-        return [folder]
 
 
 def _batched(readings: Iterator[_Reading], size: int) -> Iterator[list[_Reading]]:

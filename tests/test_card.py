@@ -50,7 +50,9 @@ def test_the_hubs_own_parser_reads_every_models_card(name: str) -> None:
     data = ModelCard(card_of(name)).data.to_dict()
     assert data["license"] == entry.license
     assert data["library_name"] == "timm"
-    assert data["pipeline_tag"] == ("image-classification" if entry.label_names else "image-feature-extraction")
+    features = "image-feature-extraction"
+    expected = {"centerface": "object-detection", "ir50": features, "mobilefacenet": features}
+    assert data["pipeline_tag"] == expected.get(name, "image-classification")
     assert {"timm", "poster-zoo"} <= set(data["tags"])
     assert ("facial-expression-recognition" in data["tags"]) == bool(entry.label_names)
     assert "datasets" not in data  # none of them is published on the Hub by its makers

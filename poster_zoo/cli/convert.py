@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from poster_zoo.cli.errors import WrongUse
 from poster_zoo.cli.options import examples, json_option
 from poster_zoo.cli.output import note, print_json, print_table
 from poster_zoo.errors import printable
@@ -44,8 +45,11 @@ def command(
     if install and out:
         raise click.UsageError("--install and --out exclude each other.")
     import poster_zoo
+    from poster_zoo.weights.convert import recognise
 
     face = poster_zoo.read_image(image) if image else None  # a wrong path is told before the work
+    if image:
+        _refuse_detector(recognise(checkpoint, model))
     conversion = poster_zoo.convert(checkpoint, model, out=out, install=install)
     logits = None
     if face is not None:
@@ -63,6 +67,13 @@ def command(
         print_table(
             [("output", "value"), *((label, f"{value:.6f}") for label, value in zip(labels, logits, strict=True))]
         )
+
+
+def _refuse_detector(name: str) -> None:
+    import poster_zoo
+
+    if poster_zoo.model_info(name).weights.detects:
+        raise WrongUse(f"The file is of {name}, which finds faces and has no logits; convert it without --check.")
 
 
 def _tell(checkpoint: str, conversion: Conversion) -> None:

@@ -57,9 +57,12 @@ def _topics(model: ModelInfo) -> Iterator[tuple[str, str]]:
     entry = model.weights
     yield "parameters", f"{model.parameters:,}"
     if model.macs is not None:
-        yield "cost", f"{model.macs / 1e9:.2f} GMACs an image"
-    yield "input", _input(entry.preprocessing, entry.fixed_input_size)
-    if entry.label_names:
+        size = " of {} × {}".format(*entry.preprocessing.size) if entry.detects else ""
+        yield "cost", f"{model.macs / 1e9:.2f} GMACs an image{size}"
+    yield "input", _DETECTOR_INPUT if entry.detects else _input(entry.preprocessing, entry.fixed_input_size)
+    if entry.detects:
+        yield "answers", "faces: boxes, scores and five points each"
+    elif entry.label_names:
         yield "labels", ", ".join(f"{i} {label}" for i, label in enumerate(entry.label_names))
     elif entry.num_outputs:
         yield "outputs", f"{entry.num_outputs} numbers, no classes"
@@ -84,6 +87,9 @@ def _topics(model: ModelInfo) -> Iterator[tuple[str, str]]:
             yield "", f"    {metric.command}"
     for i, text in enumerate(entry.notes):
         yield "" if i else "notes", text
+
+
+_DETECTOR_INPUT = "RGB in 0…255, any size in multiples of 32, to which pictures are stretched"
 
 
 def _input(preprocessing: Preprocessing, fixed: bool) -> str:

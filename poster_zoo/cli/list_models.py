@@ -52,14 +52,8 @@ def _facts(model: ModelInfo) -> dict[str, Any]:
 
 
 def _row(model: ModelInfo) -> tuple[str, ...]:
-    size = " × ".join(map(str, model.weights.preprocessing.size))
-    return model.name, f"{model.parameters / 1e6:.2f} M", size, _answers(model), _weights(model)
-
-
-def _answers(model: ModelInfo) -> str:
-    if classes := len(model.weights.label_names):
-        return f"{classes} classes"
-    return f"{model.weights.num_outputs} numbers" if model.weights.num_outputs else "embedding"
+    entry = model.weights
+    return model.name, f"{model.parameters / 1e6:.2f} M", entry.shown_size, entry.answers, _weights(model)
 
 
 def _weights(model: ModelInfo) -> str:

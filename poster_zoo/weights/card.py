@@ -34,6 +34,18 @@ _LAW = """\
 In the European Union, Article 5(1)(f) of the AI Act forbids systems that infer emotions of people at work and in
 education, with exceptions for medical and safety reasons; other places have rules of their own."""
 
+_DETECTOR_INPUT = """\
+## Input
+
+RGB in 0…255, any size whose height and width are multiples of 32. `poster_zoo.detect_faces` takes photographs as they
+are and stretches each side to the next multiple."""
+
+_DETECTOR_ANSWER = """\
+## Answer
+
+Four maps at a quarter of the height and width: how surely the middle of a face lies in a cell, and the size, the exact
+middle and five points of that face. `poster_zoo.detect_faces` turns them into boxes, scores and points in pixels."""
+
 _NOT_COUNTED = (
     "Whether they are grey or coloured and how many there are of a person was not counted: the images are not here."
 )
@@ -78,12 +90,12 @@ def model_card(
     """
     load, pre = f"hf-hub:{repository}" if repository else name, entry.preprocessing
     return _joined(
-        _front_matter(_license(entry.license) | _sorted_under(label_names) | _measured(name, entry)),
+        _front_matter(_license(entry.license) | _sorted_under(label_names, entry.task) | _measured(name, entry)),
         f"# {name}",
         entry.description,
-        _usage(load, bool(label_names)),
-        _input("RGB", pre.size, pre.mean, pre.std, pre.interpolation),
-        _classes(label_names),
+        _usage(load, bool(label_names), entry.detects),
+        _DETECTOR_INPUT if entry.detects else _input("RGB", pre.size, pre.mean, pre.std, pre.interpolation),
+        _DETECTOR_ANSWER if entry.detects else _classes(label_names),
         "## Measured\n\n" + _metrics(entry.metrics) if entry.metrics else "",
         _limits(label_names, _trained_on(entry)),
         "## Origin\n\n" + "\n".join(_origin(entry, provenance)),
@@ -111,12 +123,12 @@ def own_card(config: Mapping[str, Any], entry: Weights, *, repository: str) -> s
         "- Licence of the weights: not stated. If they were trained from others, the terms of those hold for them too.",
     ]
     return _joined(
-        _front_matter(_sorted_under(labels)),
+        _front_matter(_sorted_under(labels, entry.task)),
         f"# {repository.partition('@')[0].rpartition('/')[2]}",
         f"Weights for the architecture `{name}`" + (f", with {len(labels)} classes of their own." if labels else "."),
-        _usage(f"hf-hub:{repository}", bool(labels)),
-        _own_input(config["pretrained_cfg"]),
-        _classes(labels),
+        _usage(f"hf-hub:{repository}", bool(labels), entry.detects),
+        _DETECTOR_INPUT if entry.detects else _own_input(config["pretrained_cfg"]),
+        _DETECTOR_ANSWER if entry.detects else _classes(labels),
         _limits(labels),
         "## Origin\n\n" + "\n".join(origin),
     )
@@ -124,8 +136,8 @@ def own_card(config: Mapping[str, Any], entry: Weights, *, repository: str) -> s
 
 def address_card(card: str, name: str, repository: str) -> str:
     """Return a card whose example, where it loads weights by the model's name, loads them from a repository instead."""
-    for classifies in (True, False):
-        card = card.replace(_usage(name, classifies), _usage(f"hf-hub:{repository}", classifies))
+    for kind in ((True, False), (False, False), (False, True)):
+        card = card.replace(_usage(name, *kind), _usage(f"hf-hub:{repository}", *kind))
     return card
 
 
@@ -189,12 +201,12 @@ def _license(license: str) -> dict[str, str]:
     return {"license": license} if license in _HUB_LICENSES else {"license": "other", "license_name": license.lower()}
 
 
-def _sorted_under(label_names: Sequence[str]) -> dict[str, Any]:
+def _sorted_under(label_names: Sequence[str], task: str | None = None) -> dict[str, Any]:
     """Return the fields by which the Hub sorts models."""
     subject = "facial-expression-recognition" if _names_expressions(label_names) else "face"
     return {
         "library_name": "timm",
-        "pipeline_tag": "image-classification" if label_names else "image-feature-extraction",
+        "pipeline_tag": task or ("image-classification" if label_names else "image-feature-extraction"),
         "tags": ["timm", "poster-zoo", subject],
     }
 
@@ -236,7 +248,12 @@ def _indexed(metric: Metric) -> dict[str, Any]:
     }
 
 
-def _usage(load: str, classifies: bool) -> str:
+def _usage(load: str, classifies: bool, detects: bool) -> str:
+    if detects:
+        return (
+            f'```python\nimport poster_zoo\n\ndetector = poster_zoo.FaceDetector("{load}")\n'
+            'print(detector("photograph.jpg"))\n```'
+        )
     if not classifies:
         return f'```python\nimport poster_zoo\n\nmodel = poster_zoo.create_model("{load}", pretrained=True)\n```'
     return (

@@ -2,7 +2,7 @@
 
 The authors pickle their checkpoints, name the tensors in their own way, keep layers that never run, and trained some
 networks on images in the order blue, green, red. A converted file has our names, only what is used, and stems turned
-to RGB, so that nobody has to know.
+to RGB, so that nobody has to know. One network is published as an ONNX graph: its constants are the tensors then.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from poster_zoo.weights.card import model_card
 from poster_zoo.weights.checkpoint import read_checkpoint, state_dict
 from poster_zoo.weights.entry import Weights
 from poster_zoo.weights.find import installed_folder
+from poster_zoo.weights.graph import read_constants, run_graph
 from poster_zoo.weights.save import model_config, write_folder
 from poster_zoo.weights.upstream import LAYOUTS, Renaming, rename
 
-__all__ = ["Conversion", "convert", "load_checkpoint"]
+__all__ = ["Conversion", "convert", "load_checkpoint", "recognise"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Conversion:
         left_over: Names that nothing is known about; always empty, since such a file is refused.
         placeholders: Python objects that the file names and that were not followed.
         largest_difference: Between the logits of the written file on RGB and those of the authors' tensors on the
-            order they were trained with.
+            order they were trained with; or between its answers and those of the authors' graph.
     """
 
     model: str
@@ -67,6 +68,7 @@ class _Recognised:
     """A checkpoint's tensors, sorted for a model of the zoo."""
 
     name: str
+    path: Path
     tensors: dict[str, Tensor]
     renaming: Renaming
     placeholders: tuple[str, ...]
@@ -91,10 +93,11 @@ def convert(
 
     Before the folder gets its files they have proved themselves: loaded into a fresh model, each tensor is the
     checkpoint's bit for bit (the stems turned back), and logits on RGB input are those of the checkpoint's own tensors
-    on its own order of colours, to 1e-5.
+    on its own order of colours, to 1e-5; or, of an ONNX file, the answers are those that ONNX Runtime gives on the
+    authors' graph, to 1e-3.
 
     Args:
-        path: The checkpoint. No code in it is run.
+        path: The checkpoint, or ONNX file. No code in it is run.
         model: The model's name; needed where several models have the same tensors.
         out: Folder to write; None for one named after the model in the current folder.
         install: Write to this machine's folder of installed weights instead, where `pretrained=True` finds them.
@@ -103,6 +106,7 @@ def convert(
         WeightsNotFoundError: There is no such file.
         WeightsError: The file is no checkpoint, fits no model or several, or its folder cannot be written.
         UnknownModelError: There is no model of that name.
+        MissingExtraError: It is an ONNX file, and onnx or onnxruntime is not installed.
     """
     found = _recognise(Path(path).expanduser(), model)
     folder = installed_folder(found.name) if install else Path(out or found.name).expanduser()
@@ -146,9 +150,13 @@ def load_checkpoint(path: str | Path, model: str | None = None, **kwargs: Any) -
 # -------------------------------------------------------------------------------------------------------- recognising
 
 
+def recognise(path: str | Path, model: str | None = None) -> str:
+    """Return the name of the model that an authors' checkpoint is of; raises as `convert` does."""
+    return _recognise(Path(path).expanduser(), model).name
+
+
 def _recognise(path: Path, model: str | None) -> _Recognised:
-    checkpoint = read_checkpoint(path)
-    tensors = state_dict(checkpoint).tensors
+    tensors, placeholders = _read(path)
     candidates = _of_layout(tensors) if model is None else [_convertible_name(model)]
     fits = {name: _differences(name, tensors) for name in candidates}
     names = [name for name, differences in fits.items() if not differences]
@@ -160,7 +168,15 @@ def _recognise(path: Path, model: str | None) -> _Recognised:
     if not names:
         raise WeightsError(_unknown_layout(path, tensors, fits))
     renaming = rename(_layout(names[0]), tensors)
-    return _Recognised(names[0], tensors, renaming, checkpoint.placeholders)
+    return _Recognised(names[0], path, tensors, renaming, placeholders)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return an authors' tensors, and the names of Python objects that were not followed."""
+    if path.suffix == ".onnx":
+        return read_constants(path), ()
+    checkpoint = read_checkpoint(path)
+    return state_dict(checkpoint).tensors, checkpoint.placeholders
 
 
 def _convertible() -> list[str]:
@@ -247,20 +263,39 @@ def _prove(found: _Recognised, file: Path) -> float:
             raise WeightsError(f"The conversion went wrong: {theirs} does not come back as it was. {_OUR_BUG}")
     with torch.device("meta"):
         model = create_model(found.name).eval()
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, 3, *found.entry.preprocessing.size, generator=generator)
     model.load_state_dict(written, assign=True)
+    images = _test_images(found.entry)
     with torch.inference_mode():
-        answer = model.float()(images)
-        model.load_state_dict(found.by_our_names(fold=False), assign=True)
-        expected = model.float()(images.flip(1) if found.entry.upstream_bgr else images)
-    difference = float((answer - expected).abs().max())
-    if not difference <= 1e-5 * max(1.0, float(expected.abs().max())):
+        answers = _as_tuple(model.float()(images))
+    expected, tolerance = _authors_answers(found, model, images)
+    difference = max(float((a - e).abs().max()) for a, e in zip(answers, expected, strict=True))
+    if not difference <= tolerance * max(1.0, *(float(e.abs().max()) for e in expected)):
         raise WeightsError(
             f"The converted weights of {found.name} answer with a difference of {difference:.2g}. "
             "The checkpoint's numbers may be damaged (not finite); compare its sha256 with its origin's."
         )
     return difference
+
+
+def _test_images(entry: Weights) -> Tensor:
+    """Return two random images such as the model takes: a detector takes small ones too, in 0…255."""
+    generator = torch.Generator().manual_seed(0)
+    if entry.detects:
+        return torch.rand(2, 3, 96, 128, generator=generator) * 255
+    return torch.randn(2, 3, *entry.preprocessing.size, generator=generator)
+
+
+def _authors_answers(found: _Recognised, model: nn.Module, images: Tensor) -> tuple[tuple[Tensor, ...], float]:
+    """Return what the authors' graph, or else their tensors in `model`, answer, and how near ours must be to that."""
+    if found.path.suffix == ".onnx":
+        return run_graph(found.path, images), 1e-3
+    model.load_state_dict(found.by_our_names(fold=False), assign=True)
+    with torch.inference_mode():
+        return _as_tuple(model.float()(images.flip(1) if found.entry.upstream_bgr else images)), 1e-5
+
+
+def _as_tuple(answer: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (answer,) if isinstance(answer, Tensor) else answer
 
 
 _OUR_BUG = "This is our bug: please report it with the name of the file and where it came from."

@@ -207,6 +207,36 @@ _V2_RULES: tuple[Rule, ...] = (
     (r"^VIT\.head\.linear\.", "head."),
 )
 
+# CenterFace is released as an ONNX graph, in which the convolutions that took a norm in have no names but numbers, four
+# apart: in the graph's order those of the trunk, the neck's lateral ones from the top down, and the heads' common one.
+_CENTERFACE_STEM = ("stem.0", "stem.2", "stem.4")
+_CENTERFACE_BLOCK = ("expand", "depthwise", "project")
+_CENTERFACE_DEPTHS = (2, 3, 7, 4)
+_CENTERFACE_FOLDED = (
+    *_CENTERFACE_STEM,
+    *(
+        f"stages.{stage}.{block}.{part}"
+        for stage, depth in enumerate(_CENTERFACE_DEPTHS)
+        for block in range(depth)
+        for part in _CENTERFACE_BLOCK
+    ),
+    *(f"neck.lateral.{level}" for level in range(4)),
+    "head.mix",
+)
+_CENTERFACE_NUMBERS = {
+    f"{542 + 4 * i + step}": f"{layer}.{tensor}"
+    for i, layer in enumerate(_CENTERFACE_FOLDED)
+    for step, tensor in ((0, "weight"), (2, "bias"))
+}
+_CENTERFACE_HEADS = {"pos": "heat", "reg": "size", "off": "offset", "lm": "points"}
+_CENTERFACE_RULES: tuple[Rule, ...] = (
+    (rf"^({'|'.join(_CENTERFACE_NUMBERS)})$", lambda m: _CENTERFACE_NUMBERS[m[1]]),
+    # The release counts its levels from the bottom up.
+    (r"^neck\.deconv_layers\.([012])\.conv\.", lambda m: f"neck.widen.{2 - int(m[1])}.0."),
+    (r"^neck\.deconv_layers\.([012])\.bn\.", lambda m: f"neck.widen.{2 - int(m[1])}.1."),
+    (r"^head\.(pos|reg|off|lm)_conv\.", lambda m: f"head.{_CENTERFACE_HEADS[m[1]]}."),
+)
+
 LAYOUTS = {
     "poster": Layout(
         "POSTER", _POSTER_RULES, drops=(_NO_EMBEDDING, (r"^pyramid_fuse\.cls_token$", "class token, never used"))
@@ -223,4 +253,9 @@ LAYOUTS = {
     ),
     "ir50": Layout("IR-50", (*_under("", "trunk.", _IR_THROUGH), _IR_EMBEDDING)),
     "mobilefacenet": Layout("MobileFaceNet", _MOBILEFACENET),
+    "centerface": Layout(
+        "CenterFace",
+        _CENTERFACE_RULES,
+        drops=((r"^(backbone|neck\.lateral_layers|head\.feat_bn)\.", "counter of a norm that a convolution took in"),),
+    ),
 }
