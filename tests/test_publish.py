@@ -414,7 +414,8 @@ def spoil(file: Path, content: str | bytes) -> None:
     ("name", "content", "words"),
     [
         ("config.json", "{", "cannot be read as JSON"),
-        ("config.json", '{"architecture": "poster_tiny"}', "not as save_pretrained writes it"),
+        ("config.json", '{"architecture": "poster_tiny"}', "not a model's config"),
+        ("config.json", '{"architecture": "poster_tiny", "pretrained_cfg": {}}', "not as save_pretrained writes it"),
         ("model.safetensors", pickle.dumps({"head": [1]}), "cannot be read as safetensors"),
         ("README.md", b"\xff", "cannot be read as UTF-8"),
         ("README.md", "---\nlicense: [mit\n---\n", "front matter of README.md cannot be read"),

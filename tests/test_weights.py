@@ -92,6 +92,25 @@ def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
         poster_zoo.create_model(f"local-dir:{tmp_path}")
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "cannot be read as JSON"),
+        (b"\x80\x81", "cannot be read as JSON"),
+        (b"[1]", "is not a model's config"),
+        (b'{"architecture": "poster_tiny"}', "is not a model's config"),
+        (b'{"pretrained_cfg": {}}', "is not a model's config"),
+        (b'{"architecture": "poster_tinny", "pretrained_cfg": {}}', "'poster_tinny', which neither .* 'poster_tiny'"),
+    ],
+)
+def test_a_broken_config_is_one_sentence(tiny: tuple[Any, Path], tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "model.safetensors").symlink_to(tiny[1] / "model.safetensors")
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(WeightsError, match=words) as error:
+        poster_zoo.create_model(f"local-dir:{tmp_path}")
+    assert "\n" not in str(error.value)
+
+
 # ------------------------------------------------------------------------------------------------------------- loading
 
 
@@ -99,6 +118,25 @@ def test_weights_from_a_file_or_a_folder(tiny: tuple[Any, Path]) -> None:
     model, folder = tiny
     for place in (folder, folder / "model.safetensors", str(folder)):
         assert same(poster_zoo.create_model("poster_tiny", weights=place), model)
+
+
+def test_a_file_that_is_named_comes_before_the_folders_own(tiny: tuple[Any, Path], tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    other = poster_zoo.create_model("poster_tiny")
+    folder = poster_zoo.save_pretrained(other, tmp_path / "other", label_names=list("abcdefgh"))
+    model = poster_zoo.create_model(f"local-dir:{folder}", weights=tiny[1] / "model.safetensors")
+    assert same(model, tiny[0])
+    assert list(model.pretrained_cfg["label_names"]) == list("abcdefgh")
+    with pytest.raises(WeightsNotFoundError, match="no weights file"):
+        poster_zoo.create_model(f"local-dir:{folder}", weights=tmp_path / "nowhere.safetensors")
+
+
+def test_a_saved_file_says_by_the_config_beside_it_what_model_it_is(tiny: tuple[Any, Path], tmp_path: Path) -> None:
+    assert same(poster_zoo.load_checkpoint(tiny[1] / "model.safetensors"), tiny[0])
+    (tmp_path / "alone.safetensors").symlink_to(tiny[1] / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"alone\.safetensors .*--model"):
+        poster_zoo.load_checkpoint(tmp_path / "alone.safetensors")
+    assert same(poster_zoo.load_checkpoint(tmp_path / "alone.safetensors", "poster_tiny"), tiny[0])
 
 
 def test_new_head_keeps_the_rest_strict(
@@ -139,13 +177,18 @@ def test_grey_stems_answer_as_colour_stems_do_to_grey_images(tiny: tuple[Any, Pa
         torch.testing.assert_close(grey(x), model(x.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)
 
 
-def test_wrong_weights_are_one_error_that_names_the_first_tensors(tiny: tuple[Any, Path]) -> None:
+def test_wrong_weights_are_one_error_that_names_the_first_tensors(
+    tiny: tuple[Any, Path], caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(
         WeightsMismatchError, match=r"do not fit poster_tiny_image: \d+ of its tensors differ \(trunk\."
     ):
         poster_zoo.create_model("poster_tiny_image", weights=tiny[1])
     with pytest.raises(WeightsMismatchError, match=r"expected .*, found "):
         poster_zoo.create_model("poster_tiny", weights=tiny[1], embed_dim=80)
+    with pytest.raises(WeightsMismatchError):
+        poster_zoo.create_model("poster_v2", weights=tiny[1])  # of another number of classes too
+    assert caplog.records == []
 
 
 def test_features_only_loads_the_weights(tiny: tuple[Any, Path]) -> None:

@@ -171,19 +171,21 @@ def load_weights(
     heads = _as_tuple(classifier)
     kept = set(wanted)
     fresh_head = [h for h in heads if _shape(given, f"{h}.weight")[:1] != _shape(wanted, f"{h}.weight")[:1]]
+    new_classes = 0
     if fresh_head and all(f"{h}.weight" in wanted and f"{h}.weight" in given for h in fresh_head):
         prefixes = _head_prefixes(fresh_head)
         given = {key: tensor for key, tensor in given.items() if not key.startswith(prefixes)}
         kept -= {key for key in wanted if key.startswith(prefixes)}
-        classes = wanted[f"{fresh_head[0]}.weight"].shape[0]
-        _logger.warning(
-            "%s: the head is new, for %d classes; every other tensor comes from the weights.", name, classes
-        )
+        new_classes = wanted[f"{fresh_head[0]}.weight"].shape[0]
     for layer in _as_tuple(first_conv):
         key = f"{layer}.weight"
         if key in given and key in wanted and given[key].shape[1] != wanted[key].shape[1]:
             given[key] = adapt_input_conv(wanted[key].shape[1], given[key])
     _refuse_mismatch(name, {key: wanted[key] for key in wanted if key in kept}, given)
+    if new_classes:
+        _logger.warning(
+            "%s: the head is new, for %d classes; every other tensor comes from the weights.", name, new_classes
+        )
     if device is None:
         model.load_state_dict(given, strict=not fresh_head)
         return

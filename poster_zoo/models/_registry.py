@@ -11,13 +11,13 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import model_entrypoint
+from timm.models import is_model, model_entrypoint
 from torch import nn
 
-from poster_zoo.errors import UnknownModelError, WeightsNotFoundError, nearest
+from poster_zoo.errors import UnknownModelError, WeightsError, WeightsNotFoundError, nearest
 from poster_zoo.models._builder import ENTRIES, weights_name
 from poster_zoo.weights.entry import Weights
-from poster_zoo.weights.find import Found, fetch_repository, find_weights
+from poster_zoo.weights.find import CONFIG_FILE, Found, fetch_repository, find_weights, read_config
 
 __all__ = ["ModelInfo", "create_model", "list_models", "model_info"]
 
@@ -68,15 +68,16 @@ def create_model(
         WeightsNotFoundError: The weights are nowhere to be had; the message says how to get them.
         WeightsError: The weights do not fit, or are not those that were recorded.
     """
+    if weights is not None:
+        kwargs["pretrained_cfg_overlay"] = {"file": str(weights)}
     source, _, place = name.partition(":")
     if source in ("hf-hub", "hf_hub", "local-dir") and place:
         folder = _repository_folder(place, cache_dir) if source != "local-dir" else _model_folder(place)
-        loads = True if pretrained is None else pretrained
+        _check_config(folder / CONFIG_FILE)
+        loads = True if pretrained is None else pretrained or weights is not None
         return timm.create_model(f"local-dir:{folder}", pretrained=loads, cache_dir=cache_dir, **kwargs)
     base, _, tag = name.partition(".")
     _entry(base)
-    if weights is not None:
-        kwargs["pretrained_cfg_overlay"] = {"file": str(weights)}
     if tag:
         if tag != ENTRIES[base].tag:
             known = f"{base}.{ENTRIES[base].tag}" if ENTRIES[base].tag else base
@@ -104,12 +105,21 @@ def _repository_folder(repository: str, cache_dir: str | Path | None) -> Path:
 
 def _model_folder(folder: str) -> Path:
     path = Path(folder).expanduser()
-    if not (path / "config.json").is_file():
+    if not (path / CONFIG_FILE).is_file():
         raise WeightsNotFoundError(
-            f"The folder {folder} holds no config.json; "
+            f"The folder {folder} holds no {CONFIG_FILE}; "
             "name a folder that save_pretrained or `poster-zoo convert` wrote."
         )
     return path
+
+
+def _check_config(path: Path) -> None:
+    architecture = read_config(path)["architecture"]
+    if not is_model(architecture):
+        raise WeightsError(
+            f"{path} is of the architecture {architecture!r}, which neither this zoo nor timm has."
+            f"{nearest(architecture, ENTRIES)} A newer version may have it."
+        )
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from poster_zoo.errors import UnknownModelError, WeightsError, nearest
+from poster_zoo.errors import UnknownModelError, WeightsError, WeightsNotFoundError, nearest
 from poster_zoo.models._builder import ENTRIES, weights_name
 from poster_zoo.models._registry import create_model
 from poster_zoo.weights.card import model_card
 from poster_zoo.weights.checkpoint import read_checkpoint, state_dict
 from poster_zoo.weights.entry import Weights
-from poster_zoo.weights.find import installed_folder
+from poster_zoo.weights.find import CONFIG_FILE, WEIGHTS_FILE, installed_folder
 from poster_zoo.weights.graph import read_constants, run_graph
 from poster_zoo.weights.save import model_config, write_folder
 from poster_zoo.weights.upstream import LAYOUTS, Renaming, rename
@@ -133,7 +133,8 @@ def load_checkpoint(path: str | Path, model: str | None = None, **kwargs: Any) -
 
     Args:
         path: The checkpoint; or a safetensors file with our names, or a folder that `save_pretrained` wrote.
-        model: The model's name; needed where several models have the same tensors, and for a safetensors file.
+        model: The model's name; needed where several models have the same tensors, and for a safetensors file without
+            its config.json beside it.
         **kwargs: As for `create_model`.
 
     Raises:
@@ -142,9 +143,23 @@ def load_checkpoint(path: str | Path, model: str | None = None, **kwargs: Any) -
     """
     path = Path(path).expanduser()
     if path.is_dir() or path.suffix == ".safetensors":
-        return create_model(model, weights=path, **kwargs) if model else create_model(f"local-dir:{path}", **kwargs)
+        return create_model(model or _model_beside(path), weights=path, **kwargs)
     found = _recognise(path, model)
     return create_model(found.name, True, pretrained_cfg_overlay={"state_dict": found.by_our_names()}, **kwargs)
+
+
+def _model_beside(path: Path) -> str:
+    """Return what a folder, or the config.json beside a safetensors file, says that the model is."""
+    if path.is_dir():
+        return f"local-dir:{path}"
+    if not path.exists():
+        raise WeightsNotFoundError(f"There is no weights file {path}; check the path.")
+    if path.name != WEIGHTS_FILE or not path.with_name(CONFIG_FILE).is_file():
+        raise WeightsError(
+            f"{path} has no {CONFIG_FILE} beside it that says which model it is of; name the model "
+            "(--model at the command line)."
+        )
+    return f"local-dir:{path.parent}"
 
 
 # -------------------------------------------------------------------------------------------------------- recognising

@@ -44,6 +44,7 @@ __all__ = [
     "hub_org",
     "hub_repository",
     "installed_folder",
+    "read_config",
     "zoo_home",
 ]
 
@@ -332,6 +333,22 @@ def _hub_digest(repo_id: str, path: Path) -> str | None:
         except client_errors():
             return None
     return etag if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", etag) else None
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return what a config.json says, in timm's layout: an architecture and its `pretrained_cfg`.
+
+    Raises:
+        WeightsError: The file cannot be read, or is something else.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read as JSON ({error}); save the model again.") from error
+    match config:
+        case {"architecture": str(), "pretrained_cfg": {}}:
+            return dict(config)
+    raise WeightsError(f"{path} is not a model's config as save_pretrained writes it; save the model again.")
 
 
 def _stated_sha256(config: Path | None) -> str | None:

@@ -47,6 +47,7 @@ from poster_zoo.weights.find import (
     find_weights,
     http_status,
     hub_repository,
+    read_config,
 )
 from poster_zoo.weights.save import model_config, save_pretrained
 
@@ -259,9 +260,9 @@ def _in_folder(folder: Path) -> _Source:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    config = _read_json(path)
+    config = read_config(path)
     match config:
-        case {"architecture": str(), "num_classes": int(), "pretrained_cfg": {"input_size": [_, _, _]}}:
+        case {"num_classes": int(), "pretrained_cfg": {"input_size": [_, _, _]}}:
             pass
         case _:
             raise WeightsError(f"{path} is not as save_pretrained writes it; save the model again.")
@@ -271,13 +272,6 @@ def _read_config(path: Path) -> dict[str, Any]:
             "models of timm are published by timm.models.push_to_hf_hub."
         )
     return config
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read as JSON ({error}); save the model again.") from error
 
 
 def _read_card(path: Path) -> str | None:
