@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import resource
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +88,34 @@ def test_nothing_is_left_behind_where_a_folder_cannot_be_written(tiny: tuple[Any
     with pytest.raises(WeightsError, match="cannot be saved"):
         poster_zoo.save_pretrained(tiny[0], tmp_path / "model")
     assert not [f for f in (tmp_path / "model").iterdir() if f.name.startswith(".")]
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(tiny: tuple[Any, Path], tmp_path: Path) -> None:
+    folder = poster_zoo.save_pretrained(poster_zoo.create_model("poster_tiny"), tmp_path / "model")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))  # a file that outgrows it fails as on a full disk
+    try:
+        with pytest.raises(WeightsError, match=r"cannot be saved in .*too large.*room"):
+            poster_zoo.save_pretrained(tiny[0], folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660)])
+def test_others_may_read_what_the_umask_lets_them(
+    tiny: tuple[Any, Path], tmp_path: Path, umask: int, mode: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        folder = poster_zoo.save_pretrained(tiny[0], tmp_path / "model")
+    finally:
+        os.umask(before)
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {
+        "config.json": mode,
+        "model.safetensors": mode,
+    }
 
 
 def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -118,14 +119,16 @@ def write_folder(
         else:
             save_file(dict(tensors), beside / "model.safetensors", metadata={"format": "pt"})
         (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        # safetensors keeps its files to their owner; the config has the mode that the umask gives.
+        shutil.copymode(beside / "config.json", beside / "model.safetensors")
         for name, text in texts.items():
             (beside / name).write_text(text, encoding="utf-8")
         for file in sorted(beside.iterdir(), reverse=True):  # the weights first, so that a config never lacks them
             os.replace(file, folder / file.name)
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, SafetensorError) as error:  # the latter is what a full disk is to safetensors
+        reason = getattr(error, "strerror", None) or error
         raise WeightsError(
-            f"The model cannot be saved in {folder}: {reason}. Choose a folder you can write."
+            f"The model cannot be saved in {folder}: {reason}. Make room there, or choose a folder you can write."
         ) from error
     finally:
         if beside is not None:
