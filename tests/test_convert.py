@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -130,6 +131,25 @@ def test_wrong_names_and_files_are_one_sentence(releases: Path, tmp_path: Path) 
         poster_zoo.convert(releases / "small.pth", "poster_tiny")
     with pytest.raises(WeightsNotFoundError):
         poster_zoo.convert(tmp_path / "nowhere.pth")
+
+
+def test_names_in_a_file_cannot_write_on_the_terminal(tmp_path: Path) -> None:
+    torch.save({"\x1b]0;hello\x07": torch.zeros(1), "x" * 10_000: torch.zeros(1)}, tmp_path / "odd.pth")
+    with pytest.raises(WeightsError, match=r"\\x1b\]0;hello") as error:
+        poster_zoo.convert(tmp_path / "odd.pth")
+    assert all(line.isprintable() for line in str(error.value).splitlines())
+    assert len(str(error.value)) < 4000
+
+
+def test_a_full_disk_for_unfinished_files_says_which_folder_it_is(releases: Path, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))  # a file that outgrows it fails as on a full disk
+    try:
+        with pytest.raises(WeightsError, match=r"too large.*TMPDIR"):
+            poster_zoo.convert(releases / "mobilefacenet.pth.tar", out=tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (tmp_path / "out").exists()
 
 
 def test_damaged_numbers_do_not_pass_the_proof(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from poster_zoo.errors import UnknownModelError, WeightsError, WeightsNotFoundError, nearest
+from poster_zoo.errors import UnknownModelError, WeightsError, WeightsNotFoundError, nearest, printable
 from poster_zoo.models._builder import ENTRIES, weights_name
 from poster_zoo.models._registry import create_model
 from poster_zoo.weights.card import model_card
@@ -112,7 +112,10 @@ def convert(
     folder = installed_folder(found.name) if install else Path(out or found.name).expanduser()
     with tempfile.TemporaryDirectory(prefix="poster-zoo-") as scratch:
         config = _config(found)
-        written = write_folder(scratch, {key: t.contiguous() for key, t in found.by_our_names().items()}, config)
+        try:
+            written = write_folder(scratch, {key: t.contiguous() for key, t in found.by_our_names().items()}, config)
+        except WeightsError as error:
+            raise WeightsError(f"{error} It holds what is not yet proved; TMPDIR puts it elsewhere.") from error
         difference = _prove(found, written / "model.safetensors")
         config["sha256"] = _sha256(written / "model.safetensors")
         card = model_card(found.name, found.entry, found.entry.label_names, provenance=_provenance(found, Path(path)))
@@ -246,13 +249,19 @@ def _shapes(name: str) -> dict[str, tuple[int, ...]]:
 
 def _unknown_layout(path: Path, tensors: Mapping[str, Tensor], fits: Mapping[str, list[str]]) -> str:
     parts = Counter(name.split(".")[0] for name in tensors)
-    held = ", ".join(f"{part} ({count})" for part, count in parts.most_common(5))
+    held = ", ".join(f"{_shown(part)} ({count})" for part, count in parts.most_common(5))
     lines = [f"{path} holds {len(tensors)} tensors ({held}) and fits no release that convert knows. Nearest:"]
     for name in sorted(fits, key=lambda n: len(fits[n]))[:3]:
-        first = "; ".join(fits[name][:3])
-        lines.append(f"  {name}: {len(fits[name])} differences: {first}{' …' if len(fits[name]) > 3 else ''}")
+        count = f"{len(fits[name])} difference{'' if len(fits[name]) == 1 else 's'}"
+        first = "; ".join(map(_shown, fits[name][:3]))
+        lines.append(f"  {name}: {count}: {first}{' …' if len(fits[name]) > 3 else ''}")
     lines.append("Convert takes the authors' own files; for a network of your own use poster_zoo.save_pretrained.")
     return "\n".join(lines)
+
+
+def _shown(text: str) -> str:
+    """Return something with a name from the file in a form that is safe and short to print."""
+    return printable(text if len(text) <= 200 else f"{text[:200]}…")
 
 
 # ------------------------------------------------------------------------------------------------------------ proving
