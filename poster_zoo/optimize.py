@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from poster_zoo.errors import OptionError
+from poster_zoo.models.centerface import Heads, InvertedResidual, Neck
 from poster_zoo.models.ir50 import IRBlock
 from poster_zoo.models.mobilefacenet import ConvBnAct
 from poster_zoo.models.poster import CrossFusionBlock, Poster, Pyramid, PyramidBlock
@@ -118,6 +119,9 @@ def _fold_sequence(sequence: nn.Sequential) -> None:
         if type(conv) is nn.Conv2d and type(bn) is nn.BatchNorm2d:
             setattr(sequence, conv_name, FastConv(*_folded(conv, bn), conv))
             setattr(sequence, bn_name, nn.Identity())
+        elif type(conv) is nn.Conv2d and type(bn) is nn.ReLU:
+            setattr(sequence, conv_name, _as_it_is(conv, relu=True))
+            setattr(sequence, bn_name, nn.Identity())
 
 
 # ---------------------------------------------------------------------------------------------------- convolutions
@@ -132,13 +136,15 @@ class FastConv(nn.Module):
         weight: As of `nn.Conv2d`.
         bias: (C,).
         like: Whose stride, padding, dilation and groups to take.
+        relu: Whether a ReLU follows.
     """
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, like: nn.Conv2d) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, like: nn.Conv2d, relu: bool = False) -> None:
         super().__init__()
+        self.relu = relu
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
         self.geometry = (_pair(like.padding), _pair(like.stride), _pair(like.dilation), like.groups)
@@ -149,14 +155,22 @@ class FastConv(nn.Module):
         padding, stride, dilation, groups = self.geometry
         if torch.compiler.is_compiling() or not _onednn_computes(x, self.weight):
             y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
-            return y if shortcut is None else y + shortcut
+            y = y if shortcut is None else y + shortcut
+            return F.relu(y) if self.relu else y
         packed = self._packed_for(x)
         if shortcut is None:
-            return cast("Tensor", _CONV(x, packed, self.bias, padding, stride, dilation, groups, "none", [], ""))
+            after = "relu" if self.relu else "none"
+            return cast("Tensor", _CONV(x, packed, self.bias, padding, stride, dilation, groups, after, [], ""))
         return cast(
             "Tensor",
-            _CONV_ADD(shortcut, x, packed, self.bias, padding, stride, dilation, groups, "add", 1.0, None, [], None),
+            _CONV_ADD(
+                shortcut, x, packed, self.bias, padding, stride, dilation, groups, "add", 1.0, self._after_sum, [], None
+            ),
         )
+
+    @property
+    def _after_sum(self) -> str | None:
+        return "relu" if self.relu else None
 
     def _packed_for(self, x: Tensor) -> Tensor:
         key = (self.weight.data_ptr(), self.weight.dtype)
@@ -257,6 +271,70 @@ class FastIRBlock(nn.Module):
         y[:, :, :, -1] -= right
         y[:, :, :: y.shape[2] - 1, :: y.shape[3] - 1] += self.corners
         return y
+
+
+# ------------------------------------------------------------------------------------------------------- CenterFace
+
+
+def _as_it_is(conv: nn.Conv2d, relu: bool = False) -> FastConv:
+    bias = None if conv.bias is None else conv.bias.detach()
+    return FastConv(conv.weight.detach(), bias, conv, relu)
+
+
+class FastInvertedResidual(nn.Module):
+    """An inverted residual in which the convolutions do the ReLUs and the sum."""
+
+    def __init__(self, block: InvertedResidual) -> None:
+        super().__init__()
+        self.residual = block.residual
+        self.expand, self.depthwise = (_as_it_is(conv, relu=True) for conv in (block.expand, block.depthwise))
+        self.project = _as_it_is(block.project)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Where there is a sum, the block's input is needed by nobody else.
+        y = self.depthwise(self.expand(x))
+        return cast("Tensor", self.project(y, x if self.residual else None))
+
+
+class FastNeck(nn.Module):
+    """CenterFace's neck with its norms in the transposed convolutions."""
+
+    def __init__(self, neck: Neck) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(_as_it_is(cast("nn.Conv2d", conv), relu=True) for conv in neck.lateral)
+        self.widen = nn.ModuleList(_folded_transposed(*cast("nn.Sequential", part)[:2]) for part in neck.widen)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Return (B, C, H/4, W/4) of the trunk's maps, coarsest first."""
+        x: Tensor = self.lateral[0](maps[0])
+        for i, widen in enumerate(self.widen, 1):
+            x = widen(x).relu_().add_(self.lateral[i](maps[i]))
+        return x
+
+
+def _folded_transposed(conv: nn.ConvTranspose2d, bn: nn.BatchNorm2d) -> nn.ConvTranspose2d:
+    scale, shift = _scale_and_shift(bn)
+    folded = copy.deepcopy(conv)
+    folded.weight = nn.Parameter((conv.weight.detach().double() * scale[:, None, None]).to(conv.weight), False)
+    folded.bias = nn.Parameter(shift.to(conv.weight), False)
+    return folded
+
+
+class FastHeads(nn.Module):
+    """CenterFace's four heads as one convolution."""
+
+    def __init__(self, heads: Heads) -> None:
+        super().__init__()
+        parts = [heads.heat, heads.size, heads.offset, heads.points]
+        self.mix = _as_it_is(heads.mix, relu=True)
+        weight, bias = (torch.cat([getattr(part, name).detach() for part in parts]) for name in ("weight", "bias"))
+        self.all = FastConv(weight, bias, heads.heat)
+        self.widths = [part.out_channels for part in parts]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return heat, size, offset and points, as `Heads` does."""
+        heat, size, offset, points = self.all(self.mix(x)).split(self.widths, 1)
+        return heat.sigmoid(), size, offset, points
 
 
 # --------------------------------------------------------------------------------------------------------- pyramid
@@ -456,6 +534,9 @@ class FastWindowCrossAttention(WindowCrossAttention):
 
 _FORMS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     ConvBnAct: _fold_conv_bn_act,
+    Heads: FastHeads,
+    InvertedResidual: FastInvertedResidual,
+    Neck: FastNeck,
     IRBlock: FastIRBlock,
     Pyramid: FastPyramid,
     WindowCrossAttention: FastWindowCrossAttention,

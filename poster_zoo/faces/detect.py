@@ -4,7 +4,7 @@
 the next multiple of 32, so that its answers are that code's. What goes beyond that code is decided here:
 
 - A picture whose shorter side is under 128 pixels is enlarged to that, at most fourfold.
-- The network sees some 500 pixels around each cell and misses larger faces. A picture longer than 1,000 pixels is
+- The network sees some 500 pixels around each cell and misses larger faces. A picture longer than 640 pixels is
   therefore looked at again at half its size, and again, until it is no longer than that. Faces up to 400 pixels are
   taken from the finest look, larger ones from the coarser.
 - A picture of more than 32 megapixels is first looked at at half its size.
@@ -17,6 +17,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
@@ -30,6 +31,7 @@ from poster_zoo.errors import OptionError
 from poster_zoo.faces.found import Faces
 from poster_zoo.models._registry import create_model
 from poster_zoo.models.centerface import MULTIPLE, CenterFace, decode
+from poster_zoo.optimize import optimize as optimized
 
 __all__ = ["Detector", "FaceDetector", "detect_faces", "faces_of"]
 
@@ -40,7 +42,7 @@ Detector: TypeAlias = Callable[[Image.Image], Any]
 """Whatever takes an upright RGB image and gives `Faces`, or boxes (N, 4 or 5) and points (N, 5, 2) in its pixels."""
 
 _SHORTEST, _MOST_ENLARGED = 128, 4
-_LONGEST = 1000  # pixels of a picture that is looked at once
+_LONGEST = 640  # pixels of a picture that is looked at once
 _LARGEST = 400  # pixels of a face that a finer look is trusted with
 _MOST_PIXELS = 32_000_000  # of the finest look
 _STRIP_PIXELS = 1_500_000  # of what is computed at once where the grids are finest
@@ -111,6 +113,9 @@ class FaceDetector:
         threshold: The score, in 0…1, that a face must exceed.
         device: Where to compute; by default where a given model is, and for a name a CUDA GPU if there is one.
         batch_size: The most images of one size that are computed at once.
+        optimize: Answer by the model's faster form, as `poster_zoo.optimize` makes it. By default a model that is given
+            by its name does; a given model is used as it is. With True, what answers is a copy of it.
+        compile: Also compile it; the first image of each size then takes minutes, the following ones less than before.
 
     Raises:
         OptionError: The model is no detector, or a number is out of its range.
@@ -123,16 +128,21 @@ class FaceDetector:
         threshold: float = 0.5,
         device: str | torch.device | None = None,
         batch_size: int = 8,
+        optimize: bool | None = None,
+        compile: bool = False,
     ) -> None:
         if batch_size < 1:
             raise OptionError(f"batch_size is {batch_size}; it must be 1 or more.")
         if not 0 <= threshold <= 1:
             raise OptionError(f"threshold is {threshold}; it must be within 0…1.")
+        by_name = isinstance(model, str)
         if isinstance(model, str):
             model = create_model(model, pretrained=True)
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if not isinstance(model, CenterFace):
             raise OptionError(f"{type(model).__name__} finds no faces; take `centerface`, or a callable that does.")
+        if compile or (by_name if optimize is None else optimize):
+            model = optimized(model, compile=compile, inplace=by_name)
         self.model = model.eval().to(device)
         self.threshold = threshold
         self.batch_size = batch_size
@@ -184,7 +194,7 @@ class FaceDetector:
 
     def _look(self, images: Sequence[Image.Image], size: tuple[int, int], threshold: float) -> list[Found]:
         """Return what is seen of each image at one size: boxes, scores and points in pixels of that size."""
-        like = next(self.model.parameters())
+        like = next(chain(self.model.parameters(), self.model.buffers()))
         with torch.inference_mode():
             x = torch.cat([_input(image, size, like) for image in images])
             return [_suppressed(*one) for one in decode(_maps(self.model, x), threshold)]
