@@ -22,6 +22,7 @@ from poster_zoo.evaluate import evaluate
 from poster_zoo.models._builder import ENTRIES
 from poster_zoo.weights.card import address_card, evaluation_section, model_card, own_card
 from poster_zoo.weights.entry import Metric
+from poster_zoo.weights.save import model_config
 
 VALIDATE = """
 import json, sys
@@ -210,3 +211,17 @@ def test_a_card_that_moves_to_the_hub_loads_from_there(name: str) -> None:
     assert here != there
     assert address_card(here, name, "a-user/x") == there
     assert address_card("# My own words", name, "a-user/x") == "# My own words"
+
+
+@pytest.mark.parametrize("labels", [["cat", "dog"], []])
+def test_the_card_of_a_training_run_loads_from_where_it_goes(labels: list[str]) -> None:
+    model = poster_zoo.create_model("poster_tiny", num_classes=len(labels))
+    config = model_config(model, labels)
+    entry = ENTRIES["poster_tiny"]
+    run = own_card(config, entry, repository="OWNER/first run") + "\n## Training\n\nSent to hf-hub:OWNER/x by hand.\n"
+    sent = address_card(run, "poster_tiny", "a-user/faces")
+    assert '("hf-hub:a-user/faces"' in sent
+    assert '("hf-hub:OWNER' not in sent
+    assert sent.endswith("Sent to hf-hub:OWNER/x by hand.\n")  # words of one's own stay
+    elsewhere = own_card(config, entry, repository="somebody/else")
+    assert address_card(elsewhere, "poster_tiny", "a-user/faces") == elsewhere

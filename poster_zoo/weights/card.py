@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -135,9 +136,15 @@ def own_card(config: Mapping[str, Any], entry: Weights, *, repository: str) -> s
 
 
 def address_card(card: str, name: str, repository: str) -> str:
-    """Return a card whose example, where it loads weights by the model's name, loads them from a repository instead."""
+    """Return a card whose example loads the weights from a repository.
+
+    It comes to do so where it loads them by the model's name, or from OWNER/RUN, as the card of a training run does,
+    which cannot know its repository. Other examples stay.
+    """
     for kind in ((True, False), (False, False), (False, True)):
-        card = card.replace(_usage(name, *kind), _usage(f"hf-hub:{repository}", *kind))
+        there = _usage(f"hf-hub:{repository}", *kind)
+        of_a_run = re.escape(_usage("hf-hub:OWNER/RUN", *kind)).replace("RUN", r'[^"\n]+')
+        card = re.sub(of_a_run, there.replace("\\", r"\\"), card.replace(_usage(name, *kind), there))
     return card
 
 
