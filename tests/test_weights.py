@@ -189,6 +189,12 @@ def test_new_head_keeps_the_rest_strict(
         poster_zoo.create_model("poster_tiny", weights=tmp_path / "less.safetensors", num_classes=5)
 
 
+def test_weights_that_the_model_has_no_place_for_are_refused(tiny: tuple[Any, Path]) -> None:
+    _, folder = tiny
+    with pytest.raises(WeightsMismatchError, match=r"fusion\.blocks\.0\.large\.mix\.weight: not in the model"):
+        poster_zoo.create_model("poster_tiny", weights=folder, token_mixing=False)
+
+
 def test_no_classes_load_everything_but_the_head(tiny: tuple[Any, Path], caplog: pytest.LogCaptureFixture) -> None:
     model, folder = tiny
     headless = poster_zoo.create_model("poster_tiny", weights=folder, num_classes=0).eval()

@@ -221,16 +221,11 @@ def _head_prefixes(heads: list[str]) -> tuple[str, ...]:
 
 
 def _stands_on_identity(model: nn.Module, key: str) -> bool:
-    """Whether the tensor belongs to a part for which the model holds a placeholder."""
-    module = model
-    for part in key.split(".")[:-1]:
-        child = module._modules.get(part)
-        if child is None:
-            return False
-        if isinstance(child, nn.Identity):
-            return True
-        module = child
-    return False
+    """Whether the tensor belongs to a part, such as the head, for which the model holds a placeholder.
+
+    Only the model's own parts count: deeper down a placeholder is another network, as a block without token mixing.
+    """
+    return isinstance(model._modules.get(key.partition(".")[0]), nn.Identity)
 
 
 def _refuse_mismatch(name: str, wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
