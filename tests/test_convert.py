@@ -124,6 +124,16 @@ def test_an_unknown_file_is_told_the_nearest_layouts(tmp_path: Path) -> None:
     assert not (tmp_path / "odd").exists()
 
 
+def test_a_release_of_another_model_than_was_said_is_told_which_it_is(releases: Path, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"is not poster_rafdb, but poster_small: leave out --model"):
+        poster_zoo.convert(releases / "small.pth", "poster_rafdb", out=tmp_path / "out")
+    with pytest.raises(
+        WeightsError, match=r"is not ir50, but poster_v2_rafdb, poster_v2_affectnet7 or poster_v2_caers"
+    ):
+        poster_zoo.convert(releases / "v2.pth", "ir50", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_wrong_names_and_files_are_one_sentence(releases: Path, tmp_path: Path) -> None:
     with pytest.raises(UnknownModelError, match="'poster_small'"):
         poster_zoo.convert(releases / "small.pth", "poster_smal")

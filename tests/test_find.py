@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pwd
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -113,6 +114,18 @@ def test_a_given_folder_without_weights_says_what_it_wants(tmp_path: Path) -> No
 def test_a_given_file_is_the_callers_own_and_is_not_compared(tmp_path: Path) -> None:
     given = write(tmp_path / "mine.safetensors", b"trained at home")
     assert fetch_weights(NAME, entry(sha256=SHA256), file=given).path == given
+
+
+def test_who_has_no_home_loads_what_is_bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose user is a mere number."""
+    for variable in ("HOME", "POSTER_ZOO_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: {}[uid])
+    path = bundle(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert fetch_weights(NAME, entry(sha256=SHA256)).path == path
+    assert find_weights(NAME, entry(bundled=None)).source == "nowhere"
+    assert [file.name for file in tmp_path.iterdir()] == ["bundled"]
 
 
 def test_installed_weights_bring_their_config() -> None:

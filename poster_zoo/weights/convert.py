@@ -180,10 +180,14 @@ def _recognise(path: Path, model: str | None) -> _Recognised:
     names = [name for name, differences in fits.items() if not differences]
     if len(names) > 1:
         raise WeightsError(
-            f"{path} fits {' and '.join([', '.join(names[:-1]), names[-1]])}: their releases have the same tensors, "
+            f"{path} fits {_listed(names, 'and')}: their releases have the same tensors, "
             f"and their classes differ in order. Say which it is: poster-zoo convert {path} --model {names[0]}"
         )
     if not names:
+        others = [name for name in _of_layout(tensors) if not _differences(name, tensors)] if model else []
+        if others:
+            advice = "leave out --model" if len(others) == 1 else "say which by --model"
+            raise WeightsError(f"{path} is not {candidates[0]}, but {_listed(others, 'or')}: {advice}.")
         raise WeightsError(_unknown_layout(path, tensors, fits))
     renaming = rename(_layout(names[0]), tensors)
     return _Recognised(names[0], path, tensors, renaming, placeholders)
@@ -195,6 +199,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         return read_constants(path), ()
     checkpoint = read_checkpoint(path)
     return state_dict(checkpoint).tensors, checkpoint.placeholders
+
+
+def _listed(names: list[str], word: str) -> str:
+    return f" {word} ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _convertible() -> list[str]:

@@ -65,8 +65,12 @@ def zoo_home() -> Path:
     if home := os.environ.get("POSTER_ZOO_HOME"):
         return Path(home).expanduser()
     data = Path(os.environ.get("XDG_DATA_HOME", ""))
-    # The XDG specification has relative paths ignored.
-    return (data if data.is_absolute() else Path("~/.local/share").expanduser()) / "poster_zoo"
+    if not data.is_absolute():  # the XDG specification has relative paths ignored
+        try:
+            data = Path("~/.local/share").expanduser()
+        except RuntimeError:  # a user without a home: a place where nothing is and nothing can be made
+            data = Path(os.devnull)
+    return data / "poster_zoo"
 
 
 def installed_folder(name: str) -> Path:
