@@ -227,7 +227,7 @@ def test_a_file_cut_short_is_refused(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_damaged_files_give_an_image_or_an_image_error_and_nothing_else(name: str) -> None:
     data = FILES[name]()
-    random_numbers = random.Random(name)  # noqa: S311
+    random_numbers = random.Random(name)
     outcomes = set()
     for _ in range(200):
         damaged = bytearray(data)

@@ -10,5 +10,6 @@
 from poster_zoo.faces.align import align_faces
 from poster_zoo.faces.detect import Detector, FaceDetector, detect_faces
 from poster_zoo.faces.found import Face, Faces
+from poster_zoo.faces.uniface import UnifaceDetector
 
-__all__ = ["Detector", "Face", "FaceDetector", "Faces", "align_faces", "detect_faces"]
+__all__ = ["Detector", "Face", "FaceDetector", "Faces", "UnifaceDetector", "align_faces", "detect_faces"]

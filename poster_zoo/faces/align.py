@@ -108,7 +108,7 @@ def _cut_out(image: Image.Image, transform: np.ndarray[Any, Any], size: tuple[in
     part = image.reduce(reduce, box) if reduce > 1 else image.crop(box)
 
     # Each pixel of the crop is the mean of `fine` × `fine` samples, which lie no further apart than the part's pixels.
-    fine = 1 if step <= 1 else 2
+    fine = 1 if step < 1.001 else 2  # a crop at the picture's own scale comes out of rounding as a little more than 1
     y, x = np.meshgrid((np.arange(height * fine) + 0.5) / fine, (np.arange(width * fine) + 0.5) / fine, indexing="ij")
     places = (np.stack([x, y], -1) - transform[:, 2]) @ back.T
     places = (places - box[:2]) / reduce / part.size * 2 - 1  # -1…1 from edge to edge, as `grid_sample` counts

@@ -69,8 +69,7 @@ def detect_faces(
         ImageError: An image cannot be read.
         OptionError: `threshold` is not within 0…1, or the detector gives something else than faces.
     """
-    if not 0 <= threshold <= 1:
-        raise OptionError(f"threshold is {threshold}; it must be within 0…1.")
+    _check_threshold(threshold)
     if detector is None:
         return _default_detector()(images, threshold=threshold)
     if not is_many(images):
@@ -101,6 +100,11 @@ def _default_detector() -> FaceDetector:
     return FaceDetector()
 
 
+def _check_threshold(threshold: float) -> None:
+    if not 0 <= threshold <= 1:
+        raise OptionError(f"threshold is {threshold}; it must be within 0…1.")
+
+
 def _surer(faces: Faces, threshold: float) -> Faces:
     return faces[: int((faces.scores > threshold).sum())]
 
@@ -112,6 +116,8 @@ class FaceDetector:
         model: A detector's name, whose weights are loaded, or the detector, which is put into eval mode.
         threshold: The score, in 0…1, that a face must exceed.
         device: Where to compute; by default where a given model is, and for a name a CUDA GPU if there is one.
+        max_side: The most pixels along a picture's longer side; a longer one is averaged down first, which takes less
+            time and loses the smallest faces. None for all that there are.
         batch_size: The most images of one size that are computed at once.
         optimize: Answer by the model's faster form, as `poster_zoo.optimize` makes it. By default a model that is given
             by its name does; a given model is used as it is. With True, what answers is a copy of it.
@@ -127,14 +133,15 @@ class FaceDetector:
         *,
         threshold: float = 0.5,
         device: str | torch.device | None = None,
+        max_side: int | None = None,
         batch_size: int = 8,
         optimize: bool | None = None,
         compile: bool = False,
     ) -> None:
-        if batch_size < 1:
-            raise OptionError(f"batch_size is {batch_size}; it must be 1 or more.")
-        if not 0 <= threshold <= 1:
-            raise OptionError(f"threshold is {threshold}; it must be within 0…1.")
+        for name, number in (("batch_size", batch_size), ("max_side", max_side)):
+            if number is not None and number < 1:
+                raise OptionError(f"{name} is {number}; it must be 1 or more.")
+        _check_threshold(threshold)
         by_name = isinstance(model, str)
         if isinstance(model, str):
             model = create_model(model, pretrained=True)
@@ -145,6 +152,7 @@ class FaceDetector:
             model = optimized(model, compile=compile, inplace=by_name)
         self.model = model.eval().to(device)
         self.threshold = threshold
+        self.max_side = max_side
         self.batch_size = batch_size
 
     def __call__(
@@ -160,6 +168,7 @@ class FaceDetector:
             ImageError: An image cannot be read.
         """
         threshold = self.threshold if threshold is None else threshold
+        _check_threshold(threshold)
         if not is_many(images):
             return self._find([read_image(cast("ImageSource", images))], threshold)[0]
         return [faces for batch in self._batches(images) for faces in self._find(batch, threshold)]
@@ -176,7 +185,7 @@ class FaceDetector:
 
     def _find(self, images: Sequence[Image.Image], threshold: float) -> list[Faces]:
         """Return the faces of each upright RGB image."""
-        looks = [_Look(i, size) for i, image in enumerate(images) for size in _sizes(*image.size)]
+        looks = [_Look(i, size) for i, image in enumerate(images) for size in _sizes(*image.size, self.max_side)]
         by_size = defaultdict(list)
         for look in looks:
             by_size[look.size].append(look)
@@ -211,11 +220,13 @@ Found: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """Boxes (N, 4), scores (N,) and points (N, 5, 2)."""
 
 
-def _sizes(width: int, height: int) -> Iterator[tuple[int, int]]:
+def _sizes(width: int, height: int, max_side: int | None = None) -> Iterator[tuple[int, int]]:
     """Yield at which widths and heights a picture is looked at, the finest first."""
     scale = min(max(1.0, _SHORTEST / min(width, height)), _MOST_ENLARGED)
     while width * height * scale**2 > _MOST_PIXELS:
         scale /= 2
+    if max_side is not None:
+        scale = min(scale, max_side / max(width, height))
     while True:
         yield _rounded_up(width * scale), _rounded_up(height * scale)
         if max(width, height) * scale <= _LONGEST:
