@@ -18,6 +18,7 @@ from torch import nn
 
 import poster_zoo
 from poster_zoo.errors import LabelError, WeightsError, WeightsMismatchError, WeightsNotFoundError
+from poster_zoo.weights.save import model_config
 
 TINY = ["poster_tiny", "poster_tiny_baseline", "poster_tiny_image", "mobilefacenet"]
 
@@ -71,6 +72,41 @@ def test_a_grey_model_of_another_shape_comes_back(tmp_path: Path) -> None:
     again = poster_zoo.from_pretrained(folder).eval()
     assert same(again, model)
     assert again.in_chans == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"global_pool": "avg"},
+        {"num_heads": 8},
+        {"depth": 1},
+        {"token_mixing": False},
+        {"embed_dim": 128},
+        {"mlp_ratio": 4.0},
+    ],
+    ids=str,
+)
+def test_a_model_of_other_arguments_comes_back_without_being_told_them(
+    arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    model = poster_zoo.create_model("poster_tiny", **arguments, num_classes=3, drop_path_rate=0.1).eval()
+    nn.init.normal_(model.fusion.blocks[0].large.image.attn.kv.weight)  # so that the number of heads is seen
+    before = torch.get_rng_state()
+    folder = poster_zoo.save_pretrained(model, tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)  # a training that saves goes on as if it had not
+    assert json.loads((folder / "config.json").read_text())["model_args"] == arguments
+    x = torch.randn(2, 3, 112, 112)
+    for again in (poster_zoo.from_pretrained(folder), timm.create_model(f"local-dir:{folder}", pretrained=True)):
+        with torch.inference_mode():
+            torch.testing.assert_close(again.eval()(x), model(x), rtol=1e-5, atol=1e-6)
+    assert "model_args" not in model_config(poster_zoo.create_model("poster_tiny"))
+
+
+def test_a_pooling_that_was_changed_later_comes_back(tmp_path: Path) -> None:
+    model = poster_zoo.create_model("poster_tiny")
+    model.reset_classifier(2, global_pool="avg")
+    again: Any = poster_zoo.from_pretrained(poster_zoo.save_pretrained(model, tmp_path))
+    assert again.global_pool == "avg"
 
 
 def test_labels_of_another_head_are_not_kept(tmp_path: Path) -> None:

@@ -43,6 +43,19 @@ STREAMS = ("ir50", "mobilefacenet")
 _BUILDER_ARGUMENTS = ("features_only", "out_indices", "feature_cls", "output_fmt", "pretrained_model_args")
 
 
+# What a folder says elsewhere, or what matters while a model learns and not to what it answers.
+_NOT_ARCHITECTURE = (
+    "num_classes",
+    "in_chans",
+    "img_size",
+    "drop_rate",
+    "drop_path_rate",
+    "freeze_landmarks",
+    "device",
+    "dtype",
+)
+
+
 def register_weights(entries: Mapping[str, Weights]) -> dict[str, DefaultCfg]:
     """Add a model file's entries to `ENTRIES` and return them as timm's `default_cfgs`."""
     ENTRIES.update(entries)
@@ -91,9 +104,10 @@ def build_model(cls: type[Model], variant: str, pretrained: bool, kwargs: dict[s
             with torch.device("meta"):
                 model: Any = cls(**arguments)
             load_weights(model, tensors, cfg.first_conv, cfg.classifier, variant, device=device)
-            return model
-        model = cls(**arguments)
-        if pretrained_streams:
+        else:
+            model = cls(**arguments)
+        model.built_with = _architecture(cls, arguments)
+        if pretrained_streams and not pretrained:
             model.load_streams(*(weights_tensors(name, cache_dir=cache_dir) for name in STREAMS))
         return model
 
@@ -101,6 +115,13 @@ def build_model(cls: type[Model], variant: str, pretrained: bool, kwargs: dict[s
     build: Any = build_model_with_cfg  # it takes a resolved cfg, whatever its annotation says
     model: Model = build(construct, variant, False, pretrained_cfg=cfg, feature_cfg=features, **options)
     return model
+
+
+def _architecture(cls: type[nn.Module], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all arguments that decide what a model of these arguments computes, defaults included."""
+    bound = inspect.signature(cls).bind(**arguments)
+    bound.apply_defaults()
+    return {name: value for name, value in bound.arguments.items() if name not in _NOT_ARCHITECTURE}
 
 
 def _refuse_unknown_arguments(cls: type[nn.Module], variant: str, options: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -29,8 +30,8 @@ def model_config(
         model: A model of the zoo, or any of timm's.
         label_names: Class names in the order of the logits; None for those that the model came with, if their number
             is still right.
-        model_args: Arguments without which the factory would build another model, such as `{"depth": 3}`. The number
-            of classes does not belong here: transformers passes that itself.
+        model_args: Arguments without which the factory would build another model, such as `{"depth": 3}`; the zoo's
+            own models know theirs. The number of classes does not belong here: transformers passes that itself.
 
     Raises:
         LabelError: The number of label names is not the number of classes.
@@ -43,7 +44,7 @@ def model_config(
     names = names if len(names) == classes else []
     for source in ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "label_names"):
         cfg.pop(source, None)
-    args = dict(model_args or {})
+    args = _own_arguments(model) | dict(model_args or {})
     in_chans = int(model.in_chans)
     if in_chans != cfg["input_size"][0]:
         args.setdefault("in_chans", in_chans)
@@ -63,6 +64,19 @@ def model_config(
     return config
 
 
+def _own_arguments(model: Any) -> dict[str, Any]:
+    """Return the arguments that a model of the zoo was built with and that its factory would not give by itself."""
+    built: dict[str, Any] = dict(getattr(model, "built_with", {}))
+    if not built:
+        return {}
+    if "global_pool" in built:
+        built["global_pool"] = model.global_pool  # reset_classifier may have changed it
+    with torch.device("meta"):
+        usual: Any = create_model(model.pretrained_cfg["architecture"])
+    # As JSON, where a tuple is the list that it is read back as.
+    return {name: value for name, value in built.items() if json.dumps(value) != json.dumps(usual.built_with[name])}
+
+
 def save_pretrained(
     model: nn.Module,
     folder: str | Path,
@@ -78,7 +92,7 @@ def save_pretrained(
         model: The model.
         folder: Where to.
         label_names: Class names in the order of the logits; None for those that the model came with.
-        model_args: Arguments without which the factory would build another model.
+        model_args: Arguments without which the factory would build another model, where the model does not know them.
 
     Returns:
         The folder.
