@@ -258,6 +258,7 @@ WEIGHTS = {
         task="object-detection",
         fixed_input_size=False,
         license="mit",
+        datasets=("wider-face",),
         description="CenterFace: finds the faces of a picture of any size, with five points each.",
         origin_url="https://github.com/Star-Clouds/CenterFace",
         upstream_file="centerface.onnx",

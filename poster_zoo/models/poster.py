@@ -636,7 +636,7 @@ def _upstream_weights(
         first_conv=_STEMS,
         classifier="head",
         recipe=recipe,
-        **facts,
+        **{"datasets": ("raf-db",) if bgr else ("affectnet",)} | facts,
     )
 
 
@@ -724,6 +724,7 @@ WEIGHTS = {
     "poster_ferplus": _upstream_weights(
         "poster_ferplus",
         FERPLUS,
+        datasets=(),
         recipe="ferplus",
         parameters=59_002_784,
         description="POSTER (large) for the eight classes of FERPlus; no weights are published.",
@@ -746,6 +747,7 @@ WEIGHTS = {
         tag="ferplus",
         hub_id="poster-zoo/poster_tiny",
         bundled="poster_tiny.safetensors",
+        datasets=("ferplus", "muxspace-facial-expressions"),
         sha256="414abb2b9a8bb57cb4c4cfc63a92d78492a6fb88801f4e4b19f4681394124889",
         metrics=_TINY_METRICS,
         parameters=3_133_896,

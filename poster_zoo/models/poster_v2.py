@@ -212,7 +212,12 @@ class PosterV2(TwoStreams):
 
 
 def _weights(
-    name: str, labels: tuple[str, ...], tag: str = "", recipe: str = "poster_v2_rafdb", **facts: Any
+    name: str,
+    labels: tuple[str, ...],
+    tag: str = "",
+    recipe: str = "poster_v2_rafdb",
+    dataset: str = "raf-db",
+    **facts: Any,
 ) -> Weights:
     return Weights(
         preprocessing=FACE_224,
@@ -226,6 +231,7 @@ def _weights(
         first_conv=("image_stream.stem.conv", "landmark_stream.stem.0.conv"),
         classifier="head",
         recipe=recipe,
+        datasets=(dataset,),
         **facts,
     )
 
@@ -254,6 +260,7 @@ WEIGHTS = {
         AFFECTNET7,
         "mao_affectnet7",
         recipe="poster_v2_affectnet7",
+        dataset="affectnet",
         parameters=43_849_957,
         description="POSTER++ for seven classes of AffectNet.",
         upstream_file="affectnet-7-model_best.pth",
@@ -264,6 +271,7 @@ WEIGHTS = {
         AFFECTNET8,
         "mao_affectnet8",
         recipe="poster_v2_affectnet8",
+        dataset="affectnet",
         parameters=43_850_726,
         description="POSTER++ for eight classes of AffectNet.",
         upstream_file="affectnet-8-model_best.pth",
@@ -274,6 +282,7 @@ WEIGHTS = {
         CAERS,
         "mao_caers",
         recipe="poster_v2_caers",
+        dataset="caer-s",
         parameters=43_849_957,
         description="POSTER++ for the seven classes of CAER-S.",
         upstream_file="caer-s-model_best.pth",

@@ -96,7 +96,8 @@ class Weights:
         label_names: Class names in the order of the logits; empty for a model that gives no classes.
         num_outputs: Width of the last layer where it is no class head (landmarks); None otherwise.
         license: SPDX identifier of the weights' licence, or "unknown".
-        datasets: The data they were trained on, by its ids on the Hub, "owner/name"; most of the field's is not there.
+        datasets: The data they were trained on: ids on the Hub, "owner/name", or the usual names in lower case for what
+            is not there, which is most of the field's.
         description: One sentence.
         origin_url: Where the weights or their authors' code come from.
         paper_name: Title of the paper.
