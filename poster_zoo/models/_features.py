@@ -1,13 +1,44 @@
-"""timm's way to ask a model for the maps between its stages, once for all our architectures."""
+"""The maps between a network's stages, once for all our architectures, and timm's way to ask for them."""
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from timm.models._features import feature_take_indices
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from poster_zoo.models.layers import check_option
 
-__all__ = ["IntermediatesMixin"]
+__all__ = ["IntermediatesMixin", "StagesMixin"]
+
+
+class StagesMixin:
+    """Gives a convolutional trunk its maps, and gradient checkpointing a stage.
+
+    The trunk has `stem`, `stages` and `grad_checkpointing`, which begins as False.
+    """
+
+    if TYPE_CHECKING:  # TorchScript would want to compile the annotations
+        stem: nn.Module
+        stages: nn.Sequential
+        grad_checkpointing: bool
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only the stages' inputs for backward and compute the rest again."""
+        self.grad_checkpointing = enable
+
+    def forward_stages(self, x: Tensor, last: int = -1) -> list[Tensor]:
+        """Return the maps after each stage, up to the stage `last` where that is not negative."""
+        x = self.stem(x)
+        maps: list[Tensor] = []
+        for i, stage in enumerate(self.stages):
+            if last < 0 or i <= last:
+                if self.grad_checkpointing and not torch.jit.is_scripting():
+                    x = checkpoint(stage, x, use_reentrant=False)
+                else:
+                    x = stage(x)
+                maps.append(x)
+        return maps
 
 
 class IntermediatesMixin:

@@ -14,11 +14,10 @@ import torch
 from timm.models import register_model, register_notrace_function
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from poster_zoo.errors import InputShapeError, OptionError
 from poster_zoo.models._builder import build_model, register_weights
-from poster_zoo.models._features import IntermediatesMixin
+from poster_zoo.models._features import IntermediatesMixin, StagesMixin
 from poster_zoo.weights.entry import Metric, Preprocessing, Weights
 
 __all__ = ["MULTIPLE", "CenterFace", "centerface", "decode"]
@@ -91,7 +90,7 @@ class Heads(nn.Module):
         return self.heat(x).sigmoid(), self.size(x), self.offset(x), self.points(x)
 
 
-class CenterFace(IntermediatesMixin, nn.Module):
+class CenterFace(StagesMixin, IntermediatesMixin, nn.Module):
     """Face detector without anchors.
 
     It gives four maps at a quarter of the picture's height and width, one cell for 4 × 4 pixels:
@@ -145,10 +144,6 @@ class CenterFace(IntermediatesMixin, nn.Module):
         self.head: nn.Module = Heads(self.num_features, **dd)
         self.grad_checkpointing = False
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the stages' inputs for backward and compute the rest again."""
-        self.grad_checkpointing = enable
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return timm's patterns that sort parameters into layers, stem first."""
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"}
@@ -160,16 +155,7 @@ class CenterFace(IntermediatesMixin, nn.Module):
             x: (B, C, H, W).
             last: The last stage that is wanted, or -1 for all.
         """
-        x = self.stem(x)
-        maps: list[Tensor] = []
-        for i, stage in enumerate(self.stages):
-            if last < 0 or i <= last:
-                if self.grad_checkpointing and not torch.jit.is_scripting():
-                    x = checkpoint(stage, x, use_reentrant=False)
-                else:
-                    x = stage(x)
-                maps.append(x)
-        return maps
+        return self.forward_stages(x, last)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the neck's map, (B, 24, H/4, W/4) for (B, 3, H, W) input."""

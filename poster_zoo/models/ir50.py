@@ -14,13 +14,11 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-import torch
 from timm.models import register_model
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from poster_zoo.models._builder import build_model, register_weights
-from poster_zoo.models._features import IntermediatesMixin
+from poster_zoo.models._features import IntermediatesMixin, StagesMixin
 from poster_zoo.models.layers import check_input, check_option, new_head, to_pair
 from poster_zoo.weights.entry import Preprocessing, Weights
 
@@ -55,7 +53,7 @@ class IRBlock(nn.Module):
         return self.bn2(self.conv2(self.act(self.conv1(self.bn1(x))))) + shortcut
 
 
-class IRTrunk(nn.Module):
+class IRTrunk(StagesMixin, nn.Module):
     """Stem and stages of an IR network; each stage starts with a stride of two.
 
     Args:
@@ -109,19 +107,6 @@ class IRTrunk(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_stages(x)[-1]
-
-    def forward_stages(self, x: Tensor, last: int = -1) -> list[Tensor]:
-        """Return the maps after each stage, up to the stage `last` where that is not negative."""
-        x = self.stem(x)
-        maps: list[Tensor] = []
-        for i, stage in enumerate(self.stages):
-            if last < 0 or i <= last:
-                if self.grad_checkpointing and not torch.jit.is_scripting():
-                    x = checkpoint(stage, x, use_reentrant=False)
-                else:
-                    x = stage(x)
-                maps.append(x)
-        return maps
 
     def keep_stages(self, last: int) -> None:
         """Drop every stage after `last`."""
@@ -187,7 +172,7 @@ class IRNet(IntermediatesMixin, nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only the stages' inputs for backward and compute the rest again."""
-        self.trunk.grad_checkpointing = enable
+        self.trunk.set_grad_checkpointing(enable)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return timm's patterns that sort parameters into layers, stem first."""

@@ -7,13 +7,11 @@ of 300-W). The global depthwise convolution of the paper's section 3.2 turns the
 
 from typing import Any
 
-import torch
 from timm.models import register_model
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from poster_zoo.models._builder import build_model, register_weights
-from poster_zoo.models._features import IntermediatesMixin
+from poster_zoo.models._features import IntermediatesMixin, StagesMixin
 from poster_zoo.models.layers import check_input, check_option, to_pair
 from poster_zoo.weights.entry import Preprocessing, Weights
 
@@ -71,7 +69,7 @@ class Bottleneck(nn.Module):
         return x + y if self.residual else y
 
 
-class MobileFaceNet(IntermediatesMixin, nn.Module):
+class MobileFaceNet(StagesMixin, IntermediatesMixin, nn.Module):
     """Landmark detector: 68 points, x then y a point, each in 0…1 of the crop.
 
     Args:
@@ -140,10 +138,6 @@ class MobileFaceNet(IntermediatesMixin, nn.Module):
         head = nn.Linear(self.num_features, num_classes, bias=False, device=device, dtype=dtype)
         return head, nn.BatchNorm1d(num_classes, device=device, dtype=dtype)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the stages' inputs for backward and compute the rest again."""
-        self.grad_checkpointing = enable
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return timm's patterns that sort parameters into layers, stem first."""
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"}
@@ -173,16 +167,7 @@ class MobileFaceNet(IntermediatesMixin, nn.Module):
             x: (B, C, H, W).
             last: The last stage that is wanted, or -1 for all.
         """
-        x = self.stem(x)
-        maps: list[Tensor] = []
-        for i, stage in enumerate(self.stages):
-            if last < 0 or i <= last:
-                if self.grad_checkpointing and not torch.jit.is_scripting():
-                    x = checkpoint(stage, x, use_reentrant=False)
-                else:
-                    x = stage(x)
-                maps.append(x)
-        return maps
+        return self.forward_stages(x, last)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last map, (B, 512, 7, 7) for (B, 3, 112, 112) input."""

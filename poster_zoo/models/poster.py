@@ -352,7 +352,7 @@ class TwoStreams(IntermediatesMixin, nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only the inputs of image stages and fusion blocks for backward, and compute the rest again."""
-        self.image_stream.grad_checkpointing = enable
+        self.image_stream.set_grad_checkpointing(enable)
         if self.fusion is not None:
             self.fusion.grad_checkpointing = enable
 
