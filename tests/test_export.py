@@ -271,6 +271,15 @@ def test_models_that_say_too_little_or_are_optimized_are_refused() -> None:
         export(empty, format="torchscript")
 
 
+def test_a_detector_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    for model in ("centerface", poster_zoo.create_model("centerface")):
+        with pytest.raises(
+            OptionError, match=r"^centerface finds faces .*; `export` takes models that answer about one"
+        ):
+            export(model, tmp_path / "model.pt", format="torchscript", pretrained=False)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_missing_package_is_told_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("poster_zoo.export.importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r'onnx and onnxruntime.*pip install "poster-zoo\[export\]"'):
