@@ -29,6 +29,7 @@ import poster_zoo
 from poster_zoo import plots
 from poster_zoo.data.datasets import FaceDataset, open_dataset
 from poster_zoo.evaluate import Answers, answer_dataset, compare
+from poster_zoo.labels import FERPLUS
 from poster_zoo.predict import Predictor
 from poster_zoo.train import RECIPES, train, with_settings
 from poster_zoo.train.prepare import build_model, open_faces
@@ -66,9 +67,8 @@ def train_one(name: str, seed: int, data: str, epochs: int, out: Path, settings:
     if hasattr(model, "landmark_stream"):
         known: Any = poster_zoo.create_model("poster_tiny", pretrained=True)
         model.landmark_stream.load_state_dict(known.landmark_stream.state_dict())
-    labels = model.pretrained_cfg["label_names"]
-    faces = open_faces([data], recipe, labels)
-    train(model, recipe, faces.data, faces.valid, run_folder(out, name, seed), resume=True, label_names=labels)
+    faces = open_faces([data], recipe, FERPLUS)
+    train(model, recipe, faces.data, faces.valid, run_folder(out, name, seed), resume=True, label_names=FERPLUS)
 
 
 def measure(model: Any, dataset: FaceDataset) -> Answers:
@@ -80,14 +80,11 @@ def report(data: str, seeds: Sequence[int], out: Path) -> dict[str, Any]:
     """Measure all runs and return what they come to."""
     found: dict[str, Any] = {"models": {}, "pairs": []}
     answers: dict[tuple[str, int], Answers] = {}
+    test, valid = (open_dataset(data, split, FERPLUS) for split in ("test", "valid"))
     for name in MODELS:
         rows: list[dict[str, Any]] = []
         for seed in seeds:
             model: Any = poster_zoo.create_model(f"local-dir:{run_folder(out, name, seed) / 'best'}").eval()
-            labels = model.pretrained_cfg["label_names"]
-            test, valid = (open_dataset(data, split, labels) for split in ("test", "valid"))
-            if answers:
-                test = next(iter(answers.values())).dataset  # the same object: comparisons insist on it
             answers[name, seed] = measure(model, test)
             row: dict[str, Any] = {"seed": seed, "test": answers[name, seed].evaluation.to_dict()}
             if hasattr(model, "landmark_stream"):
