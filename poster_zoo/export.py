@@ -50,7 +50,7 @@ from poster_zoo.errors import (
     WeightsNotFoundError,
     nearest,
 )
-from poster_zoo.models._builder import ENTRIES
+from poster_zoo.models._builder import refuse_detector
 from poster_zoo.models._registry import create_model
 from poster_zoo.models.mobilefacenet import MobileFaceNet
 from poster_zoo.plots import write_whole
@@ -219,7 +219,7 @@ def export(
     pictures = [read_image(source) for source in sources]
 
     network = create_model(model, pretrained=pretrained) if isinstance(model, str) else copy.deepcopy(model)
-    _refuse_detector(network)
+    refuse_detector(network, "`export` takes")
     network = network.to("cpu", torch.float32).eval().requires_grad_(False)
     images = _prepared(network, pictures or _made_up_images())
     expected = _answers(network, images)
@@ -318,14 +318,6 @@ def _refuse_unfit(model: nn.Module) -> None:
         )
     if any(parameter.is_meta for parameter in model.parameters()):
         raise OptionError("The model is on the meta device and has no numbers; load its weights before exporting it.")
-
-
-def _refuse_detector(model: Any) -> None:
-    name = model.pretrained_cfg.get("architecture")
-    if name in ENTRIES and ENTRIES[name].detects:
-        raise OptionError(
-            f"{name} finds faces in pictures of any size; `export` takes models that answer about one face."
-        )
 
 
 def _metadata(model: Any, precision: str, weights: str) -> Metadata:

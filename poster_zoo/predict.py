@@ -25,6 +25,7 @@ from tqdm import tqdm
 from poster_zoo.data.images import ImageSource, each_image, is_many, read_image
 from poster_zoo.data.transforms import split_transform
 from poster_zoo.errors import ImageError, LabelError, MissingExtraError, OptionError, WeightsError
+from poster_zoo.models._builder import refuse_detector
 from poster_zoo.optimize import can_optimize
 from poster_zoo.optimize import optimize as optimized
 
@@ -373,6 +374,7 @@ def check_device(device: str | torch.device) -> None:
 
 def _read_labels(model: nn.Module, given: Sequence[str] | None) -> tuple[str, ...]:
     """Return the label names, one for each of the model's outputs; none for a model that finds landmarks alone."""
+    refuse_detector(model, "expressions and landmarks come from")
     name = type(model).__name__
     entry = getattr(model, "pretrained_cfg", None) or {}
     labels = tuple(entry.get("label_names") or () if given is None else given)

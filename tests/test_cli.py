@@ -369,6 +369,24 @@ def test_a_model_without_names_for_its_outputs_is_wrong_use(photos: Path, tmp_pa
 
 
 @pytest.mark.usefixtures("bundled")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["predict", "photos"],
+        ["landmarks", "photos/test_0001_aligned.png"],
+        ["train", "--data", "folder:photos", "--out", "run"],
+        ["eval", "--data", "folder:photos"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_detector_is_not_asked_for_expressions(photos: Path, arguments: list[str]) -> None:
+    (photos / "Happy").mkdir()
+    shutil.copy(photos / "test_0001_aligned.png", photos / "Happy")
+    result = run(*arguments, "--model", "centerface")
+    assert result.exit_code == 2
+    assert re.search(r"Error: centerface finds faces in pictures of any size; .* as poster_tiny\.\n$", result.stderr)
+
+
 def test_without_a_model_the_embedded_one_answers_about_a_real_face(root: Path) -> None:
     (answer,) = lines(run("predict", str(root / "examples" / "face.png"), "--json"))
     assert answer["label"] == "Happiness"

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from click.testing import CliRunner
+from timm.layers import DropPath
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,6 +17,8 @@ import poster_zoo
 from poster_zoo.cli import main
 from poster_zoo.errors import InputShapeError, OptionError, UnknownArgumentError, UnknownModelError
 from poster_zoo.models._builder import ENTRIES
+from poster_zoo.models.ir50 import IRBlock
+from poster_zoo.models.mobilefacenet import Bottleneck
 from poster_zoo.models.poster import CrossFusionBlock, PlainEncoder, Pyramid
 from poster_zoo.models.poster_v2 import WindowCrossAttention
 
@@ -211,10 +214,42 @@ def test_everything_is_created_where_and_as_what_it_was_asked_for(name: str) -> 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_every_trainable_parameter_gets_a_gradient(name: str) -> None:
-    model = build(name, num_classes=4, drop_rate=0.1) if name != "mobilefacenet" else build(name, num_classes=4)
-    model.train()
+    model = build(name, num_classes=4, drop_rate=0.1, drop_path_rate=0.1).train()
     F.cross_entropy(model(images(model)), torch.tensor([0, 3])).backward()
     assert [n for n, p in trainable(model).items() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_every_classifier_takes_dropout_and_stochastic_depth(name: str) -> None:
+    plain, model = on_meta(name), on_meta(name, drop_rate=0.2, drop_path_rate=0.3)
+    assert list(model.state_dict()) == list(plain.state_dict())
+    # Not those of a landmark stream: it stands still.
+    assert [m.p for n, m in model.named_modules() if n == "head_drop"] == [0.2]
+    rates = [m.drop_prob for m in model.modules() if isinstance(m, DropPath)]
+    assert rates == sorted(rates)
+    assert rates[-1] == pytest.approx(0.3)
+    assert not any(isinstance(m, DropPath) for m in plain.modules())
+
+
+@pytest.mark.parametrize("block", [IRBlock(8, 8, 1, 0.4), Bottleneck(8, 16, 8, 1, 0.4)], ids=["ir", "mobile"])
+def test_stochastic_depth_keeps_the_shortcut_alone_or_scales_the_branch_up(block: nn.Module) -> None:
+    x = torch.randn(64, 8, 6, 6)
+    block.eval()
+    branch = block(x) - x
+    block.drop_path.train()
+    answer = block(x)
+    dropped = torch.tensor([torch.equal(a, b) for a, b in zip(answer, x, strict=True)])
+    assert 0 < dropped.sum() < 64
+    torch.testing.assert_close(answer[~dropped], (x + branch / 0.6)[~dropped])
+
+
+def test_dropout_changes_mobilefacenet_in_training_alone() -> None:
+    plain, model = build("mobilefacenet"), build("mobilefacenet", drop_rate=0.5, drop_path_rate=0.5)
+    assert torch.equal(plain(images(plain)), model(images(model)))
+    features = model.forward_features(images(model))
+    model.head_drop.train()
+    zeros = (model.forward_head(features, pre_logits=True) == 0).float().mean()
+    assert 0.4 < zeros < 0.6
 
 
 @pytest.mark.parametrize("name", FUSED)

@@ -22,12 +22,21 @@ from timm.models._manipulate import adapt_input_conv
 from timm.models._registry import DefaultCfg
 from torch import Tensor, nn
 
-from poster_zoo.errors import UnknownArgumentError, WeightsError, WeightsMismatchError, nearest
+from poster_zoo.errors import OptionError, UnknownArgumentError, WeightsError, WeightsMismatchError, nearest
 from poster_zoo.models.layers import init_weights
 from poster_zoo.weights.entry import Weights
 from poster_zoo.weights.find import fetch_repository, fetch_weights
 
-__all__ = ["ENTRIES", "STREAMS", "build_model", "load_weights", "register_weights", "weights_name", "weights_tensors"]
+__all__ = [
+    "ENTRIES",
+    "STREAMS",
+    "build_model",
+    "load_weights",
+    "refuse_detector",
+    "register_weights",
+    "weights_name",
+    "weights_tensors",
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -70,6 +79,23 @@ def weights_name(variant: str) -> str:
     """Return the name under which a factory's weights are published and installed: `poster`'s are `poster_rafdb`."""
     hub_id = ENTRIES[variant].hub_id
     return hub_id.rpartition("/")[2] if hub_id else variant
+
+
+def refuse_detector(model: str | nn.Module, asked: str) -> None:
+    """Refuse a model that finds faces where one is asked for that answers about a face.
+
+    Args:
+        model: A model, or its name.
+        asked: What was asked, as it begins the sentence: "`export` takes".
+
+    Raises:
+        OptionError: The model is a detector.
+    """
+    name = model if isinstance(model, str) else (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    if name in ENTRIES and ENTRIES[name].detects:
+        raise OptionError(
+            f"{name} finds faces in pictures of any size; {asked} models that answer about one face, as poster_tiny."
+        )
 
 
 def build_model(cls: type[Model], variant: str, pretrained: bool, kwargs: dict[str, Any]) -> Model:

@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
+from timm.layers import DropPath
 from timm.models import register_model
 from torch import Tensor, nn
 
 from poster_zoo.models._builder import build_model, register_weights
 from poster_zoo.models._features import IntermediatesMixin, StagesMixin
-from poster_zoo.models.layers import check_input, check_option, new_head, to_pair
+from poster_zoo.models.layers import check_input, check_option, drop_path_rates, new_head, to_pair
 from poster_zoo.weights.entry import Preprocessing, Weights
 
 __all__ = ["IRBlock", "IRNet", "IRTrunk", "ir50"]
@@ -28,7 +29,16 @@ __all__ = ["IRBlock", "IRNet", "IRTrunk", "ir50"]
 class IRBlock(nn.Module):
     """Residual block: BN → 3×3 conv → PReLU → 3×3 conv (stride) → BN, beside a shortcut."""
 
-    def __init__(self, in_chs: int, out_chs: int, stride: int, *, device: Any = None, dtype: Any = None) -> None:
+    def __init__(
+        self,
+        in_chs: int,
+        out_chs: int,
+        stride: int,
+        drop_path: float = 0.0,
+        *,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.stride = stride
@@ -37,6 +47,7 @@ class IRBlock(nn.Module):
         self.act = nn.PReLU(out_chs, **dd)
         self.conv2 = nn.Conv2d(out_chs, out_chs, 3, stride=stride, padding=1, bias=False, **dd)
         self.bn2 = nn.BatchNorm2d(out_chs, **dd)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.downsample: nn.Module
         if in_chs == out_chs:
             self.downsample = nn.Identity()
@@ -50,7 +61,7 @@ class IRBlock(nn.Module):
         shortcut = self.downsample(x)
         if self.shortcut_step > 1:
             shortcut = shortcut[:, :, :: self.shortcut_step, :: self.shortcut_step]
-        return self.bn2(self.conv2(self.act(self.conv1(self.bn1(x))))) + shortcut
+        return self.drop_path(self.bn2(self.conv2(self.act(self.conv1(self.bn1(x)))))) + shortcut
 
 
 class IRTrunk(StagesMixin, nn.Module):
@@ -62,6 +73,7 @@ class IRTrunk(StagesMixin, nn.Module):
         stem_stride: Stride of the stem: 1 in IR-50, 2 in our small networks.
         widths: Channels of each stage.
         depths: Blocks of each stage.
+        drop_path_rate: Stochastic depth at the last block, rising linearly from 0 at the first.
         device: Where to create the parameters.
         dtype: Of which type.
     """
@@ -73,6 +85,7 @@ class IRTrunk(StagesMixin, nn.Module):
         stem_stride: int = 1,
         widths: Sequence[int] = (64, 128, 256),
         depths: Sequence[int] = (3, 4, 14),
+        drop_path_rate: float = 0.0,
         *,
         device: Any = None,
         dtype: Any = None,
@@ -84,9 +97,12 @@ class IRTrunk(StagesMixin, nn.Module):
         self.stem.add_module("bn", nn.BatchNorm2d(stem_width, **dd))
         self.stem.add_module("act", nn.PReLU(stem_width, **dd))
         self.stages = nn.Sequential()
+        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         in_chs = stem_width
         for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
-            blocks = [IRBlock(in_chs if j == 0 else width, width, 2 if j == 0 else 1, **dd) for j in range(depth)]
+            blocks = [
+                IRBlock(in_chs if j == 0 else width, width, 2 if j == 0 else 1, next(rates), **dd) for j in range(depth)
+            ]
             self.stages.add_module(str(i), nn.Sequential(*blocks))
             in_chs = width
         self.widths = tuple(widths)
@@ -126,6 +142,7 @@ class IRNet(IntermediatesMixin, nn.Module):
         global_pool: "embed" (BN → flatten → linear → BN, the release's), "avg" (mean over positions) or "" (none:
             the answer is the 512×7×7 map).
         drop_rate: Dropout before the classifier.
+        drop_path_rate: Stochastic depth at the last block, rising linearly from 0 at the first.
         stem_width: Channels of the stem.
         stem_stride: Stride of the stem.
         widths: Channels of each stage.
@@ -141,6 +158,7 @@ class IRNet(IntermediatesMixin, nn.Module):
         img_size: int | tuple[int, int] = 112,
         global_pool: str = "embed",
         drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
         stem_width: int = 64,
         stem_stride: int = 1,
         widths: Sequence[int] = (64, 128, 256, 512),
@@ -154,7 +172,7 @@ class IRNet(IntermediatesMixin, nn.Module):
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.img_size = to_pair(img_size)
-        self.trunk = IRTrunk(in_chans, stem_width, stem_stride, widths, depths, **dd)
+        self.trunk = IRTrunk(in_chans, stem_width, stem_stride, widths, depths, drop_path_rate, **dd)
         self.feature_info = self.trunk.feature_info("trunk")
         width = self.trunk.widths[-1]
         self.num_features = self.head_hidden_size = width

@@ -145,6 +145,14 @@ class EncoderBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
+def drop_path_rates(last: float, depth: int) -> list[float]:
+    """Return the rate of stochastic depth of each of `depth` blocks: 0 at the first, rising linearly to `last`.
+
+    Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016, arXiv:1603.09382, section 3.
+    """
+    return [last * i / max(depth - 1, 1) for i in range(depth)]
+
+
 def linear(in_features: int, out_features: int, *, device: Any = None, dtype: Any = None) -> nn.Linear:
     """Return a linear layer with the numbers of `init_weights`, drawn once: a new `nn.Linear` has others by then."""
     device = torch.get_default_device() if device is None else device

@@ -7,12 +7,13 @@ of 300-W). The global depthwise convolution of the paper's section 3.2 turns the
 
 from typing import Any
 
+from timm.layers import DropPath
 from timm.models import register_model
 from torch import Tensor, nn
 
 from poster_zoo.models._builder import build_model, register_weights
 from poster_zoo.models._features import IntermediatesMixin, StagesMixin
-from poster_zoo.models.layers import check_input, check_option, to_pair
+from poster_zoo.models.layers import check_input, check_option, drop_path_rates, to_pair
 from poster_zoo.weights.entry import Preprocessing, Weights
 
 __all__ = ["MobileFaceNet", "mobilefacenet"]
@@ -53,6 +54,7 @@ class Bottleneck(nn.Module):
         mid_chs: int,
         out_chs: int,
         stride: int = 1,
+        drop_path: float = 0.0,
         *,
         device: Any = None,
         dtype: Any = None,
@@ -63,10 +65,11 @@ class Bottleneck(nn.Module):
         self.expand = ConvBnAct(in_chs, mid_chs, 1, **dd)
         self.depthwise = ConvBnAct(mid_chs, mid_chs, 3, stride, 1, groups=mid_chs, **dd)
         self.project = ConvBnAct(mid_chs, out_chs, 1, act=False, **dd)
+        self.drop_path = DropPath(drop_path) if self.residual and drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.project(self.depthwise(self.expand(x)))
-        return x + y if self.residual else y
+        return x + self.drop_path(y) if self.residual else y
 
 
 class MobileFaceNet(StagesMixin, IntermediatesMixin, nn.Module):
@@ -79,6 +82,9 @@ class MobileFaceNet(StagesMixin, IntermediatesMixin, nn.Module):
         global_pool: "gdc" (global depthwise convolution) or "" (none: the answer is the last map).
         width: Factor on all channels; 1 is the release.
         out_chans: Channels of the last map; None for 512 times `width`.
+        drop_rate: Dropout before the head.
+        drop_path_rate: Stochastic depth at the last block, rising linearly from 0 at the first; blocks that change
+            the size have nothing to skip to.
         device: Where to create the parameters.
         dtype: Of which type.
     """
@@ -91,6 +97,8 @@ class MobileFaceNet(StagesMixin, IntermediatesMixin, nn.Module):
         global_pool: str = "gdc",
         width: float = 1.0,
         out_chans: int | None = None,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
         *,
         device: Any = None,
         dtype: Any = None,
@@ -106,18 +114,18 @@ class MobileFaceNet(StagesMixin, IntermediatesMixin, nn.Module):
             ConvBnAct(in_chans, c64, 3, 2, 1, **dd),
             ConvBnAct(c64, c64, 3, 1, 1, groups=c64, **dd),
         )
-        stages = [
-            nn.Sequential(Bottleneck(c64, c128, c64, 2, **dd), *(Bottleneck(c64, c128, c64, **dd) for _ in range(4))),
-            nn.Sequential(
-                Bottleneck(c64, c256, c128, 2, **dd), *(Bottleneck(c128, c256, c128, **dd) for _ in range(6))
-            ),
-            nn.Sequential(
-                Bottleneck(c128, c512, c128, 2, **dd),
-                *(Bottleneck(c128, c256, c128, **dd) for _ in range(2)),
-                ConvBnAct(c128, self.num_features, 1, **dd),
-            ),
-        ]
-        self.stages = nn.Sequential(*stages)
+        depths = (5, 7, 3)
+        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
+        self.stages = nn.Sequential()
+        in_chs = c64
+        # Channels of a stage's first expansion, of its others, and of its maps.
+        for i, (first, rest, width_out) in enumerate(((c128, c128, c64), (c256, c256, c128), (c512, c256, c128))):
+            blocks: list[nn.Module] = [Bottleneck(in_chs, first, width_out, 2, next(rates), **dd)]
+            blocks += [Bottleneck(width_out, rest, width_out, 1, next(rates), **dd) for _ in range(depths[i] - 1)]
+            in_chs = width_out
+            if i == len(depths) - 1:
+                blocks.append(ConvBnAct(in_chs, self.num_features, 1, **dd))
+            self.stages.append(nn.Sequential(*blocks))
         self.feature_info = [
             {"num_chs": chs, "reduction": reduction, "module": f"stages.{i}"}
             for i, (chs, reduction) in enumerate(((c64, 4), (c128, 8), (self.num_features, 16)))
@@ -129,6 +137,7 @@ class MobileFaceNet(StagesMixin, IntermediatesMixin, nn.Module):
             self.pool = ConvBnAct(
                 self.num_features, self.num_features, (grid[0], grid[1]), groups=self.num_features, act=False, **dd
             )
+        self.head_drop = nn.Dropout(drop_rate)
         self.head, self.head_bn = self._make_head(num_classes, device, dtype)
         self.grad_checkpointing = False
 
@@ -178,6 +187,7 @@ class MobileFaceNet(StagesMixin, IntermediatesMixin, nn.Module):
         x = self.pool(x)
         if self.global_pool == "gdc":
             x = x.flatten(1)
+        x = self.head_drop(x)
         return x if pre_logits else self.head_bn(self.head(x))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from poster_zoo.models.layers import (
     Mlp,
     check_input,
     check_option,
+    drop_path_rates,
     linear,
     new_head,
     to_pair,
@@ -214,10 +215,8 @@ class Pyramid(nn.Module):
         self.down_medium = nn.Conv1d(num_tokens, num_tokens, 2, 2, **dd)
         self.down_small = nn.Conv1d(num_tokens, num_tokens, 4, 4, **dd)
         self.blocks = nn.ModuleList(
-            PyramidBlock(
-                dim, num_heads, num_tokens, mlp_ratio, drop_path_rate * i / max(depth - 1, 1), token_mixing, **dd
-            )
-            for i in range(depth)
+            PyramidBlock(dim, num_heads, num_tokens, mlp_ratio, rate, token_mixing, **dd)
+            for rate in drop_path_rates(drop_path_rate, depth)
         )
         self.norm = nn.LayerNorm(dim, eps=1e-6, **dd)
         self.grad_checkpointing = False
@@ -511,7 +510,7 @@ class PlainEncoder(nn.Module):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.pos_embed = nn.Parameter(torch.zeros(1, 2 * PATCHES, dim, **dd))
         self.blocks = nn.ModuleList(
-            EncoderBlock(dim, num_heads, mlp_ratio, drop_path_rate * i / max(depth - 1, 1), **dd) for i in range(depth)
+            EncoderBlock(dim, num_heads, mlp_ratio, rate, **dd) for rate in drop_path_rates(drop_path_rate, depth)
         )
         self.norm = nn.LayerNorm(dim, eps=1e-6, **dd)
         self.grad_checkpointing = False

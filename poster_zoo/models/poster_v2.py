@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from poster_zoo.labels import AFFECTNET7, AFFECTNET8, CAERS, RAFDB
 from poster_zoo.models._builder import build_model, register_weights
 from poster_zoo.models.ir50 import IRTrunk
-from poster_zoo.models.layers import EncoderBlock, Gate, Mlp, linear, new_head, to_tokens
+from poster_zoo.models.layers import EncoderBlock, Gate, Mlp, drop_path_rates, linear, new_head, to_tokens
 from poster_zoo.models.mobilefacenet import MobileFaceNet
 from poster_zoo.models.poster import TwoStreams
 from poster_zoo.weights.entry import FACE_224, Metric, Weights
@@ -113,8 +113,7 @@ class MultiScaleFusion(nn.Module):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        steps = depth + 2  # the rate rises over the three levels, then over the blocks
-        rates = [drop_path_rate * i / steps for i in range(3 + depth)]
+        rates = drop_path_rates(drop_path_rate, 3 + depth)  # over the three levels, then over the blocks
         sizes = ((64, 2, 28), (128, 4, 14), (256, 8, 7))  # width, heads, window
         self.levels = nn.ModuleList(FusionLevel(*size, rate, **dd) for size, rate in zip(sizes, rates[:3], strict=True))
         self.last_landmark_conv = nn.Conv2d(512, 256, 3, padding=1, **dd)

@@ -13,8 +13,9 @@ import torch
 from poster_zoo.data.check import Report, without_bad
 from poster_zoo.data.datasets import COLLECTIONS, FaceDataset, available_splits, join, open_dataset, open_training
 from poster_zoo.data.datasets.spec import parse_spec
-from poster_zoo.errors import OptionError, UnknownArgumentError
+from poster_zoo.errors import OptionError
 from poster_zoo.labels import canonical_label
+from poster_zoo.models._builder import refuse_detector
 from poster_zoo.models._registry import create_model
 from poster_zoo.train.recipe import Recipe
 from poster_zoo.weights.convert import load_checkpoint
@@ -111,25 +112,22 @@ def build_model(
 
     Args:
         name: A name of the zoo, hf-hub:OWNER/NAME or local-dir:FOLDER.
-        recipe: Its dropout and stochastic depth; the latter is left out where the model has no blocks to drop.
+        recipe: Its dropout and stochastic depth.
         pretrained: As for `create_model`.
         pretrained_streams: Start POSTER's streams from `ir50` and `mobilefacenet`, as the authors' training does.
         checkpoint: Weights as for `load_checkpoint`, instead of `pretrained`.
+
+    Raises:
+        OptionError: The model finds faces and is not trained here.
     """
+    refuse_detector(name, "training takes")
     torch.manual_seed(recipe.seed)
-    options: dict[str, Any] = {"pretrained_streams": True} if pretrained_streams else {}
-
-    def build(**drops: Any) -> Any:
-        if checkpoint is not None:
-            return load_checkpoint(checkpoint, name, **options, **drops)
-        return create_model(name, pretrained, **options, **drops)
-
-    try:
-        return build(drop_rate=recipe.drop_rate, drop_path_rate=recipe.drop_path_rate)
-    except UnknownArgumentError as error:
-        if "'drop_path_rate'" not in str(error):
-            raise
-        return build(drop_rate=recipe.drop_rate)
+    options: dict[str, Any] = {"drop_rate": recipe.drop_rate, "drop_path_rate": recipe.drop_path_rate}
+    if pretrained_streams:
+        options["pretrained_streams"] = True
+    if checkpoint is not None:
+        return load_checkpoint(checkpoint, name, **options)
+    return create_model(name, pretrained, **options)
 
 
 def saved_config(name: str, checkpoint: str | None = None) -> dict[str, Any]:
