@@ -54,8 +54,30 @@ def test_entry_and_card_print_the_measured_numbers(bundled: Path, report: Any) -
         scores = report[COLLECTIONS[metric.dataset]]["file"]
         assert metric.measured == pytest.approx(scores[metric.name.replace(" ", "_")], abs=5e-5)
         assert f"{metric.measured:.4f}" in card
-    for label in ENTRY.label_names:
-        assert f"| {label} | {report['ferplus']['file']['images_a_class'][label]} |" in card
+    for collection in COLLECTIONS.values():
+        for label in ENTRY.label_names:
+            assert f"| {label} | {report[collection]['file']['images_a_class'][label]:,} |" in card
+
+
+def test_the_script_that_trained_and_eval_count_the_same_answers(report: Any) -> None:
+    for collection in COLLECTIONS.values():
+        script, evaluation = report[collection]["file"], report[collection]["evaluation"]
+        assert evaluation["labels"] == report["labels"]
+        assert evaluation["confusion_matrix"] == script["confusion"]
+        assert evaluation["mean_class_accuracy"] == pytest.approx(script["mean_class_accuracy"])
+
+
+def test_the_card_says_how_sure_answers_are_and_between_which_bounds(bundled: Path, report: Any) -> None:
+    card = (bundled / "poster_tiny.md").read_text()
+    for collection in COLLECTIONS.values():
+        evaluation = report[collection]["evaluation"]
+        low, high = evaluation["intervals"]["accuracy"]
+        assert low < evaluation["accuracy"] < high
+        assert f"| accuracy | {evaluation['accuracy']:.4f} | {low:.4f} … {high:.4f} |" in card
+        assert f"| expected calibration error | {evaluation['expected_calibration_error']:.4f} |" in card
+        for label, sure in evaluation["calibration"]["by_class"].items():
+            column = [row[ENTRY.label_names.index(label)] for row in evaluation["confusion_matrix"]]
+            assert sure["answers"] == sum(column)
 
 
 def test_the_weights_reach_what_was_asked_for_on_the_whole_benchmark(report: Any) -> None:
