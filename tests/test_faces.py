@@ -264,7 +264,8 @@ def test_many_images_are_answered_one_by_one_as_alone(face: Image.Image, root: P
         assert len(faces) == len(alone)
         np.testing.assert_allclose(faces.boxes, alone.boxes, atol=1e-3)
         np.testing.assert_allclose(faces.scores, alone.scores, atol=1e-5)
-    (in_folder,) = detect_faces(root / "examples")
+    in_folder = detect_faces(root / "examples")[0]
+    assert isinstance(in_folder, Faces)
     np.testing.assert_allclose(in_folder.boxes, together[0].boxes, atol=1e-3)
     assert detect_faces([]) == []
 
@@ -463,6 +464,38 @@ def test_a_crop_that_is_the_picture_is_the_picture(face: Image.Image) -> None:
     points = np.array(FIVE_POINTS)[None] * 100
     (crop,) = align_faces(face, points, size=100)
     np.testing.assert_array_equal(np.asarray(crop), np.asarray(face))
+
+
+@pytest.mark.parametrize("degrees", [45, 30, -30, -45])
+def test_the_points_of_a_rolled_head_are_those_of_the_upright_one(face: Image.Image, degrees: float) -> None:
+    canvas = Image.new("RGB", (300, 300), GREY)
+    canvas.paste(face, (100, 100))
+    upright = find(canvas).points[0]
+    angle = math.radians(degrees)
+    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    expected = (upright - 150) @ turn.T + 150
+    rolled = canvas.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=GREY)
+    once, twice = (poster_zoo.FaceDetector(second_look=second)(rolled) for second in (False, True))
+    assert isinstance(once, Faces)
+    assert isinstance(twice, Faces)
+    np.testing.assert_array_equal(once.boxes, twice.boxes)
+    np.testing.assert_array_equal(once.scores, twice.scores)
+    eyes = np.linalg.norm(upright[0] - upright[1])
+    error = np.abs(twice.points[0] - expected).mean() / eyes
+    assert error < 0.06
+    if abs(degrees) == 45:
+        assert error < 0.7 * np.abs(once.points[0] - expected).mean() / eyes
+    (crop,) = align_faces(rolled, twice)
+    ((left, right, *_),) = find(crop).points
+    assert abs(math.degrees(math.atan2(right[1] - left[1], right[0] - left[0]))) < 6
+
+
+def test_a_second_look_keeps_to_its_own_face(face: Image.Image) -> None:
+    picture, places = collage([face.rotate(45, fillcolor=GREY)] * 20, [110] * 20, 5, 124)
+    faces = find(picture)
+    assert found_and_invented(faces, places) == (20, 0)
+    middles = (faces.boxes[:, :2] + faces.boxes[:, 2:]) / 2
+    assert np.abs(faces.points.mean(1) - middles).max() < 25
 
 
 @pytest.mark.parametrize("shift", [(-20, 0), (20, 0), (0, -18), (0, 25)])

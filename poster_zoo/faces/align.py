@@ -16,7 +16,7 @@ from poster_zoo.errors import OptionError
 from poster_zoo.faces.found import Face, Faces, Floats
 from poster_zoo.weights.entry import FIVE_POINTS, Points
 
-__all__ = ["align_faces", "similarity"]
+__all__ = ["align_faces", "cut_out", "similarity"]
 
 
 def align_faces(
@@ -51,7 +51,7 @@ def align_faces(
     height, width = (size, size) if isinstance(size, int) else size
     points = _points(faces)
     target = np.asarray(alignment, np.float64) * (width, height)
-    return [_cut_out(upright, transform, (height, width)) for transform in similarity(points, target)]
+    return [cut_out(upright, transform, (height, width)) for transform in similarity(points, target)]
 
 
 def similarity(points: np.ndarray[Any, Any], target: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -95,8 +95,8 @@ def _points(faces: Faces | Iterable[Face] | np.ndarray[Any, Any]) -> Floats:
     return points
 
 
-def _cut_out(image: Image.Image, transform: np.ndarray[Any, Any], size: tuple[int, int]) -> Image.Image:
-    """Return the crop that `transform` makes of `image`."""
+def cut_out(image: Image.Image, transform: np.ndarray[Any, Any], size: tuple[int, int]) -> Image.Image:
+    """Return the crop of `size` (height and width) that a similarity makes of an upright RGB image."""
     height, width = size
     turn = transform[:, :2]
     back = np.linalg.inv(turn)

@@ -4,9 +4,11 @@
 the next multiple of 32, so that its answers are that code's. What goes beyond that code is decided here:
 
 - A picture whose shorter side is under 128 pixels is enlarged to that, at most fourfold.
-- The network sees some 500 pixels around each cell and misses larger faces. A picture longer than 640 pixels is
-  therefore looked at again at half its size, and again, until it is no longer than that. Faces up to 400 pixels are
-  taken from the finest look, larger ones from the coarser.
+- The network sees some 500 pixels around each cell and misses larger faces. A picture that is longer
+  than 640 pixels, and has room for a face of more than 400, is therefore looked at again at half its size, and again,
+  until it is not. Faces up to 400 pixels are taken from the finest look, larger ones from the coarser.
+- The points of a head that is rolled by more than 20° come from a second look at it, turned upright: the network's own
+  draw together then, and lie beside eyes and mouth. Boxes and scores stay those of the first look.
 - A picture of more than 32 megapixels is first looked at at half its size.
 - Memory is bounded by computing the layers of the finest grids in strips, which changes nothing.
 """
@@ -28,10 +30,12 @@ from torchvision.ops import box_iou, nms
 
 from poster_zoo.data.images import ImageSource, each_image, is_many, read_image
 from poster_zoo.errors import OptionError
+from poster_zoo.faces.align import cut_out, similarity
 from poster_zoo.faces.found import Faces
 from poster_zoo.models._registry import create_model
 from poster_zoo.models.centerface import MULTIPLE, CenterFace, decode
 from poster_zoo.optimize import optimize as optimized
+from poster_zoo.weights.entry import FIVE_POINTS
 
 __all__ = ["Detector", "FaceDetector", "detect_faces", "faces_of"]
 
@@ -47,6 +51,10 @@ _LARGEST = 400  # pixels of a face that a finer look is trusted with
 _MOST_PIXELS = 32_000_000  # of the finest look
 _STRIP_PIXELS = 1_500_000  # of what is computed at once where the grids are finest
 _BATCH_PIXELS = 2_500_000
+_ROLLED = 20  # degrees
+_AGAIN = 256  # height and width of the second look, of which an aligned crop would take half
+_UPRIGHT = (np.array(FIVE_POINTS) / 2 + 0.25) * _AGAIN
+_SURE_AGAIN = 0.3  # that there is a face, the first look said
 _ROWS = 64  # of an image that are stretched at once, so that they stay near the processor
 _OVERLAP = 0.3  # above which two boxes are of the same face, as the release says
 
@@ -118,6 +126,7 @@ class FaceDetector:
         device: Where to compute; by default where a given model is, and for a name a CUDA GPU if there is one.
         max_side: The most pixels along a picture's longer side; a longer one is averaged down first, which takes less
             time and loses the smallest faces. None for all that there are.
+        second_look: Whether to look again, turned upright, at heads that are rolled by more than 20°, for their points.
         batch_size: The most images of one size that are computed at once.
         optimize: Answer by the model's faster form, as `poster_zoo.optimize` makes it. By default a model that is given
             by its name does; a given model is used as it is. With True, what answers is a copy of it.
@@ -134,6 +143,7 @@ class FaceDetector:
         threshold: float = 0.5,
         device: str | torch.device | None = None,
         max_side: int | None = None,
+        second_look: bool = True,
         batch_size: int = 8,
         optimize: bool | None = None,
         compile: bool = False,
@@ -153,6 +163,7 @@ class FaceDetector:
         self.model = model.eval().to(device)
         self.threshold = threshold
         self.max_side = max_side
+        self.second_look = second_look
         self.batch_size = batch_size
 
     def __call__(
@@ -170,8 +181,8 @@ class FaceDetector:
         threshold = self.threshold if threshold is None else threshold
         _check_threshold(threshold)
         if not is_many(images):
-            return self._find([read_image(cast("ImageSource", images))], threshold)[0]
-        return [faces for batch in self._batches(images) for faces in self._find(batch, threshold)]
+            return self.find([read_image(cast("ImageSource", images))], threshold)[0]
+        return [faces for batch in self._batches(images) for faces in self.find(batch, threshold)]
 
     def _batches(self, images: Any) -> Iterator[list[Image.Image]]:
         batch: list[Image.Image] = []
@@ -183,8 +194,15 @@ class FaceDetector:
         if batch:
             yield batch
 
-    def _find(self, images: Sequence[Image.Image], threshold: float) -> list[Faces]:
-        """Return the faces of each upright RGB image."""
+    def find(self, images: Sequence[Image.Image], threshold: float | None = None) -> list[Faces]:
+        """Return the faces of each upright RGB image; the images are not copied first, as they are in a call."""
+        threshold = self.threshold if threshold is None else threshold
+        found = self._first_look(images, threshold)
+        if not self.second_look:
+            return found
+        return [self._looked_again(image, faces) for image, faces in zip(images, found, strict=True)]
+
+    def _first_look(self, images: Sequence[Image.Image], threshold: float) -> list[Faces]:
         looks = [_Look(i, size) for i, image in enumerate(images) for size in _sizes(*image.size, self.max_side)]
         by_size = defaultdict(list)
         for look in looks:
@@ -208,6 +226,25 @@ class FaceDetector:
             x = torch.cat([_input(image, size, like) for image in images])
             return [_suppressed(*one) for one in decode(_maps(self.model, x), threshold)]
 
+    def _looked_again(self, image: Image.Image, faces: Faces) -> Faces:
+        """Return `faces` with better points where a head is rolled."""
+        if not len(faces):
+            return faces
+        transforms = similarity(faces.points, _UPRIGHT)
+        rolls = np.degrees(np.arctan2(transforms[:, 1, 0], transforms[:, 0, 0]))
+        points = faces.points.copy()
+        rolled = np.flatnonzero(abs(rolls) > _ROLLED)
+        for start in range(0, len(rolled), self.batch_size):
+            some = rolled[start : start + self.batch_size]
+            crops = [cut_out(image, transforms[i], (_AGAIN, _AGAIN)) for i in some]
+            for i, (_, _, again) in zip(some, self._look(crops, (_AGAIN, _AGAIN), _SURE_AGAIN), strict=True):
+                seen = again.cpu().numpy()
+                off = np.abs(seen.mean(1) - _UPRIGHT.mean(0)).max(1)
+                if len(off) and off.min() < _AGAIN / 8:  # what is further from the middle is another face
+                    turn, shift = transforms[i, :, :2], transforms[i, :, 2]
+                    points[i] = (seen[off.argmin()] - shift) @ np.linalg.inv(turn).T
+        return Faces(faces.boxes, faces.scores, points)
+
 
 class _Look(NamedTuple):
     """One image of a batch, by its place, and at which width and height it is looked at."""
@@ -229,7 +266,7 @@ def _sizes(width: int, height: int, max_side: int | None = None) -> Iterator[tup
         scale = min(scale, max_side / max(width, height))
     while True:
         yield _rounded_up(width * scale), _rounded_up(height * scale)
-        if max(width, height) * scale <= _LONGEST:
+        if max(width, height) * scale <= _LONGEST or min(width, height) * scale <= _LARGEST:
             return
         scale /= 2
 

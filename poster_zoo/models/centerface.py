@@ -181,17 +181,18 @@ class CenterFace(StagesMixin, IntermediatesMixin, nn.Module):
         self.neck = self.head = nn.Identity()
 
 
-def check_picture(x: Tensor, channels: int) -> Tensor:
-    """Return `x` where it is (B, channels, H, W) with H and W multiples of 32.
+def check_picture(x: Tensor, channels: int, multiple: int = MULTIPLE) -> Tensor:
+    """Return `x` where it is (B, channels, H, W) with H and W multiples of `multiple`.
 
     Raises:
         InputShapeError: `x` has another shape.
     """
     # As in `check_input`: TorchScript cannot raise our own error class.
-    fits = x.dim() == 4 and x.shape[1] == channels and x.shape[2] % MULTIPLE == 0 and x.shape[3] % MULTIPLE == 0
-    if not torch.jit.is_scripting() and not fits:
+    if not torch.jit.is_scripting() and (
+        x.dim() != 4 or x.shape[1] != channels or x.shape[2] % multiple != 0 or x.shape[3] % multiple != 0
+    ):
         raise InputShapeError(
-            f"The model takes images of shape (B, {channels}, H, W), H and W multiples of {MULTIPLE}, got "
+            f"The model takes images of shape (B, {channels}, H, W), H and W multiples of {multiple}, got "
             f"{tuple(x.shape)}; resize them to such a size, or let poster_zoo.detect_faces do it."
         )
     return x
