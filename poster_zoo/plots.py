@@ -1,4 +1,4 @@
-"""Pictures of answers: labelled faces, confusion matrices, how sure the answers are, curves of a training, landmarks.
+"""Pictures of answers: labelled faces, photographs, confusion matrices, sureness, curves, landmarks, explanations.
 
 Needs the extra `plot` (matplotlib). A picture is written in the format of its suffix, beside its place first and then
 renamed, so that no half-drawn file is left behind. Figures of a measurement also leave what they show as a table of the
@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import math
 import os
 import textwrap
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from PIL import Image
 
 from poster_zoo.data.images import read_image
+from poster_zoo.draw import annotate
 from poster_zoo.errors import ImageError, MissingExtraError, OptionError, OutputError, printable
 from poster_zoo.labels import canonical_label
 from poster_zoo.predict import Prediction
@@ -32,11 +35,13 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
     from poster_zoo.evaluate import Answers, Calibration, Comparison, Evaluation
+    from poster_zoo.explain import Explanation
 
 __all__ = [
     "FORMATS",
     "LANDMARK_GROUPS",
     "MISTAKES_LIMIT",
+    "PHOTOGRAPHS_LIMIT",
     "SHEET_LIMIT",
     "calibration",
     "check_output",
@@ -44,13 +49,16 @@ __all__ = [
     "confusion_matrix",
     "contact_sheet",
     "curves",
+    "explanations",
     "landmarks",
     "mistakes",
+    "photographs",
     "write_whole",
 ]
 
 FORMATS = (".png", ".svg", ".pdf")
 SHEET_LIMIT = 120
+PHOTOGRAPHS_LIMIT = 24
 MISTAKES_LIMIT = 40
 
 # The 68 points of 300-W: name, first and one past the last point, and whether the line closes.
@@ -77,6 +85,10 @@ _HEAT_LABEL = "share of the true class"
 _FACE, _MARGIN, _TITLE_HEIGHT = 1.5, 0.2, 0.4
 _TILE_WIDTH, _TILE_HEIGHT = _FACE + _MARGIN, _FACE + 0.65
 _MIN_COLUMNS = 2
+# Photographs: the longer side in pixels, of several; of one alone at least and at most, and where faces would be small.
+_ONE_OF_SEVERAL, _ALONE, _CROWD = 750, (900, 1500), 3000
+_FEW, _FACE_OF_FEW, _FACE_OF_MANY = 24, 160, 90  # faces, and their width: with room for bars, and for names
+_TEXT = 15
 
 
 def check_output(out: str | Path) -> Path:
@@ -158,11 +170,7 @@ def _draw_tile(axes: Axes, image: Any, prediction: Prediction, true_label: str |
     axes.spines[:].set_color("#bbbbbb")
     reason = prediction.error or _show_image(axes, image)
     if reason:
-        axes.set_facecolor("#eeeeee")
-        axes.text(
-            0.5, 0.5, textwrap.fill(printable(reason), 24, max_lines=7, placeholder=" …"),
-            transform=axes.transAxes, ha="center", va="center", fontsize=6.5, color=_GREY, parse_math=False,
-        )  # fmt: skip
+        _write_reason(axes, reason)
         answer = "no answer"
     else:
         answer = f"{_shorten(str(prediction.label), 16)} {prediction.score:.2f}"
@@ -173,6 +181,14 @@ def _draw_tile(axes: Axes, image: Any, prediction: Prediction, true_label: str |
         _mark_truth(axes, true_label, wrong)
         line = 2
     _caption(axes, line, _shorten(Path(str(prediction.source)).name, 28), fontsize=6.5, color=_GREY)
+
+
+def _write_reason(axes: Axes, reason: str) -> None:
+    axes.set_facecolor("#eeeeee")
+    axes.text(
+        0.5, 0.5, textwrap.fill(printable(reason), 24, max_lines=7, placeholder=" …"),
+        transform=axes.transAxes, ha="center", va="center", fontsize=6.5, color=_GREY, parse_math=False,
+    )  # fmt: skip
 
 
 def _show_image(axes: Axes, image: Any) -> str | None:
@@ -201,6 +217,104 @@ def _mark_truth(axes: Axes, true_label: str, wrong: bool) -> None:
 def _caption(axes: Axes, line: int, text: str, **style: Any) -> None:
     below = (1, -11 - 11 * line)
     axes.annotate(text, (0, 0), below, xycoords="axes fraction", textcoords="offset points", parse_math=False, **style)
+
+
+def photographs(
+    images: Sequence[Any], answers: Sequence[Sequence[Prediction]], *, out: str | Path, total: int | None = None
+) -> None:
+    """Draw the answers on the photographs: each face's box, its label and score, and its likeliest classes as bars.
+
+    Bars that have no room beside their face stand in a margin, as far as they fit there; a name that has none is left
+    out, and the line below the photograph says of how many faces. An image that could not be read is an empty tile
+    with the reason.
+
+    Args:
+        images: Whatever `read_image` takes; the first `PHOTOGRAPHS_LIMIT` are drawn.
+        answers: For each image its answers: one a face, or one for the whole image.
+        out: The file to write.
+        total: Number of images there are, where only some of them are given; the picture says so.
+
+    Raises:
+        OutputError: `out` cannot be written.
+        MissingExtraError: matplotlib is not installed.
+    """
+    out = check_output(out)
+    shown = min(len(images), PHOTOGRAPHS_LIMIT)
+    tiles = [_photograph(images[i], answers[i], alone=shown == 1) for i in range(shown)]
+    columns = math.ceil(shown**0.5)
+    rows = [tiles[start : start + columns] for start in range(0, shown, columns)]
+    below, title = 0.45, _TITLE_HEIGHT if shown > 1 or (total or 1) > 1 else _MARGIN
+    heights = [max(tile.image.height for tile in row) / _DPI + below for row in rows]
+    widest = max(tile.image.width for tile in tiles) / _DPI
+    width, height = columns * (widest + _MARGIN) + _MARGIN, title + sum(heights)
+    figure = _new_figure(width, height)
+    if title == _TITLE_HEIGHT:
+        text = _sheet_title(shown, total or len(images), [])
+        figure.text(_MARGIN / width, 1 - 0.2 / height, text, va="center", fontsize=9)
+    top = height - title
+    for row, high in zip(rows, heights, strict=True):
+        for column, tile in enumerate(row):
+            wide, tall = (side / _DPI for side in tile.image.size)
+            left = _MARGIN + column * (widest + _MARGIN)
+            axes = figure.add_axes((left / width, (top - tall) / height, wide / width, tall / height))
+            _draw_photograph(axes, tile)
+        top -= high
+    _save(figure, out)
+
+
+class _Photograph(NamedTuple):
+    """A photograph with its answers drawn, its name, and what is said of it; or why it is empty."""
+
+    image: Image.Image
+    name: str
+    said: str
+    reason: str | None
+
+
+def _photograph(image: Any, answers: Sequence[Prediction], alone: bool) -> _Photograph:
+    """Return a photograph, as large as it is drawn."""
+    name, reason = str(answers[0].source), answers[0].error
+    picture = Image.new("RGB", (_ONE_OF_SEVERAL // 2, _ONE_OF_SEVERAL // 2))
+    if reason is None:
+        try:
+            picture = read_image(image)
+        except ImageError as error:
+            reason = str(error)
+    if reason is not None:
+        return _Photograph(picture, name, "no answer", reason)
+    scale = (_alone(picture.size, answers) if alone else _ONE_OF_SEVERAL) / max(picture.size)
+    width, height = (max(1, round(length * scale)) for length in picture.size)
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    drawing = annotate(picture, answers, text=_TEXT, scale=scale, margin=True)
+    faces = sum(answer.face is not None for answer in answers)
+    said = "no face found; the whole image was answered"
+    if faces or not answers[0].sought:
+        said = f"{faces:,} face{'s' if faces != 1 else ''}" if faces else ""
+        if drawing.unnamed:
+            said += f"; there is no room for the names of {drawing.unnamed:,}"
+    return _Photograph(drawing.image, name, said, None)
+
+
+def _alone(size: tuple[int, int], answers: Sequence[Prediction]) -> int:
+    """Return how long the longer side of the only photograph is drawn."""
+    side = min(max(*size, _ALONE[0]), _ALONE[1])
+    faces = [answer.face.box[2] - answer.face.box[0] for answer in answers if answer.face is not None]
+    if not faces:
+        return side
+    wanted = _FACE_OF_FEW if len(faces) <= _FEW else _FACE_OF_MANY
+    return max(side, min(round(wanted / max(float(np.median(faces)), 1) * max(size)), _CROWD))
+
+
+def _draw_photograph(axes: Axes, tile: _Photograph) -> None:
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    if tile.reason is None:
+        axes.imshow(np.asarray(tile.image), aspect="auto", interpolation="antialiased")
+    else:
+        _write_reason(axes, tile.reason)
+    longest = int(tile.image.width / _DPI * 16)  # characters of the name's size
+    _caption(axes, 0, tile.said, fontsize=8, fontweight="bold")
+    _caption(axes, 1, _shorten(Path(tile.name).name, max(longest, 12)), fontsize=6.5, color=_GREY)
 
 
 def confusion_matrix(evaluation: Evaluation, *, out: str | Path, table: bool = False) -> None:
@@ -533,6 +647,78 @@ def landmarks(image: Any, points: ArrayLike, *, out: str | Path) -> None:
         axes.plot(*xy[line].T, color=_SKY, linewidth=1.8, solid_capstyle="round")
     axes.scatter(xy[:, 0], xy[:, 1], s=16, color="white", edgecolors="black", linewidths=0.8, zorder=3)
     _save(figure, out)
+
+
+def explanations(image: Any, explained: Sequence[Explanation], *, out: str | Path) -> None:
+    """Draw where a model looked on a face: its landmarks, the evidence for each class, its attention.
+
+    Evidence is drawn where it speaks for the class, and the fifth of the picture that it marks most is outlined.
+    Attention is drawn on a scale that starts at zero, so that an even one looks even.
+
+    Args:
+        image: Whatever `read_image` takes.
+        explained: Explanations of the same answer about this image, one a class; the attention is the first one's.
+        out: The file to write.
+
+    Raises:
+        OutputError: `out` cannot be written.
+        MissingExtraError: matplotlib is not installed.
+        ImageError: the image cannot be read.
+    """
+    out = check_output(out)
+    face = read_image(image)
+    first = explained[0]
+    panels = 1 + len(explained) + len(first.attention)
+    figure = _new_figure(2.7 * panels, 2.7 * min(max(face.height / face.width, 0.5), 2) + 0.6, layout="constrained")
+    one, *others = figure.subplots(1, panels, squeeze=False)[0]
+    _draw_under(one, face, first.landmarks, grey=False)
+    one.set_title(f"answer: {_shorten(first.answer, 22)}\n", fontsize=9, parse_math=False)
+    for axes, explanation in zip(others, explained, strict=False):
+        _draw_under(axes, face, explanation.landmarks)
+        _draw_evidence(axes, explanation)
+    for axes, (name, values) in zip(others[len(explained) :], first.attention.items(), strict=True):
+        _draw_under(axes, face, first.landmarks)
+        _draw_heat(axes, first.size, values / values.max())
+        even = values * values.size / values.sum()
+        title = f"attention: {name}\n{even.min():.1f} to {even.max():.1f} times an even share"
+        axes.set_title(title, fontsize=9, parse_math=False)
+    _save(figure, out)
+
+
+def _draw_under(axes: Axes, face: Image.Image, points: ArrayLike | None, grey: bool = True) -> None:
+    """Draw a face, faint and grey where heat comes over it, and its landmarks."""
+    axes.set_axis_off()
+    shown = face.convert("L").convert("RGB") if grey else face
+    axes.imshow(np.asarray(shown), interpolation="bicubic", extent=(0, face.width, face.height, 0))
+    axes.autoscale(False)
+    if points is not None:
+        x, y = np.asarray(points).T
+        axes.scatter(x, y, s=5, color="white", edgecolors="black", linewidths=0.5, zorder=3)
+
+
+def _draw_evidence(axes: Axes, explanation: Explanation) -> None:
+    from poster_zoo.explain import marked
+
+    values = explanation.grad_cam
+    _draw_heat(axes, explanation.size, values.clip(0))
+    (height, width), (across, down) = values.shape, explanation.size
+    x, y = (np.arange(width) + 0.5) / width * across, (np.arange(height) + 0.5) / height * down
+    axes.contour(x, y, marked(values), levels=[0.5], colors=["white"], linewidths=1.2)
+    without, elsewhere = explanation.score_without, explanation.score_elsewhere
+    axes.set_title(
+        f"{_shorten(explanation.label, 16)} {explanation.score:.2f}\n"
+        f"blanked: {without:.2f} outlined, {elsewhere:.2f} elsewhere",
+        fontsize=9, parse_math=False,
+    )  # fmt: skip
+
+
+def _draw_heat(axes: Axes, size: tuple[int, int], values: ArrayLike) -> None:
+    """Lay a map of values in 0…1 over a picture of this width and height, opaque where it is high."""
+    heat = np.asarray(values, dtype=float)
+    axes.imshow(
+        heat, cmap="inferno", vmin=0, vmax=1, alpha=0.7 * heat**0.5, interpolation="bilinear",
+        extent=(0, size[0], size[1], 0),
+    )  # fmt: skip
 
 
 def _new_figure(width: float, height: float, layout: Literal["constrained"] | None = None) -> Figure:

@@ -1,39 +1,46 @@
-"""A photograph of a face → the name of its expression.
+"""A photograph → the name of the expression on each face; or on one face, where it was cut out and aligned before.
 
 >>> from poster_zoo import Predictor
->>> predictor = Predictor()
->>> predictor("examples/face.png").label
-'Happiness'
+>>> predictor = Predictor(faces="auto")
+>>> [prediction.label for prediction in predictor("examples/face.png")]
+['Happiness']
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from poster_zoo.data.images import ImageSource, each_image, is_many, read_image
 from poster_zoo.data.transforms import split_transform
+from poster_zoo.devices import check_device
 from poster_zoo.errors import ImageError, LabelError, MissingExtraError, OptionError, WeightsError
-from poster_zoo.models._builder import refuse_detector
+from poster_zoo.faces import Detector, Face, FaceDetector, Faces, align_faces
+from poster_zoo.faces.detect import faces_of
+from poster_zoo.models._builder import ENTRIES, refuse_detector
 from poster_zoo.optimize import can_optimize
 from poster_zoo.optimize import optimize as optimized
+from poster_zoo.weights.entry import FIVE_POINTS, Points
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
 __all__ = ["Prediction", "Predictor", "join_processes"]
 
+_PHOTOGRAPHS = 8  # that are in memory at once, and as many that are being read
 _BAR_DELAY = 3.0  # seconds; what is done sooner needs no progress bar
 # How many processes there are, as torchrun and the starters of MPI tell each of them; the names are accelerate's.
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -51,6 +58,8 @@ class Prediction:
         score: Its probability, in 0…1.
         probabilities: Of every class of the model, in the model's order; they add up to 1.
         error: One sentence, or None.
+        face: Which face of the image; None where the answer is about the whole image.
+        sought: Whether faces were looked for: without `face`, none was found.
     """
 
     source: str
@@ -58,21 +67,29 @@ class Prediction:
     score: float | None
     probabilities: dict[str, float]
     error: str | None = None
+    face: Face | None = None
+    sought: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Return `source`, `label`, `score` and `probabilities`, or `source` and `error`, ready for JSON."""
+        """Return `source`, `label`, `score` and `probabilities`, or `source` and `error`, ready for JSON.
+
+        Where faces were looked for there is also `face`: `box`, `points` and `score`, or None.
+        """
         if self.error is not None:
             return {"source": self.source, "error": self.error}
-        return {
+        answer: dict[str, Any] = {
             "source": self.source,
             "label": self.label,
             "score": self.score,
             "probabilities": dict(self.probabilities),
         }
+        if self.sought:
+            answer["face"] = None if self.face is None else self.face.to_dict()
+        return answer
 
 
 class Predictor:
-    """Names expressions on aligned crops of faces.
+    """Names expressions: on each face of a photograph with `faces="auto"`, on aligned crops of faces without.
 
     One image is a path, a file's bytes, a PIL image, an RGB array H×W×3 or a tensor 3×H×W: whatever `read_image`
     takes. Many are a folder (with its subfolders, in natural order), an array or tensor of four dimensions, or any
@@ -92,10 +109,13 @@ class Predictor:
             within 1e-5. By default a model that is given by its name does; a given model is used as it is, so that
             it can be trained further. With True, what answers is a copy of it. A model that is not of the zoo has
             no faster form.
+        faces: "none" for aligned crops, each image being one face; "auto" to find the faces of each image with
+            `FaceDetector` and answer about each of them; or a detector to do so with: whatever takes an upright RGB
+            image and gives `Faces`, or boxes and points. An image in which no face is found is answered as a whole.
 
     Raises:
         LabelError: The model has no label names, or not one for each of its outputs.
-        OptionError: The device cannot be used, or a number is less than 1.
+        OptionError: The device cannot be used, a number is less than 1, or `faces` is none of these.
     """
 
     def __init__(
@@ -109,6 +129,7 @@ class Predictor:
         progress: bool | None = None,
         num_workers: int = min(4, os.cpu_count() or 1),
         optimize: bool | None = None,
+        faces: Literal["auto", "none"] | Detector = "none",
     ) -> None:
         for name, number in (("batch_size", batch_size), ("num_workers", num_workers)):
             if number < 1:
@@ -132,6 +153,8 @@ class Predictor:
         self.batch_size = batch_size
         self.progress = progress
         self.num_workers = num_workers
+        self.detector = _detector(faces, self.device)
+        self._alignment = _alignment(model)
 
     def __call__(self, inputs: ImageSource | Iterable[ImageSource]) -> Prediction | list[Prediction]:
         """Answer for one image, or for each of many.
@@ -141,21 +164,24 @@ class Predictor:
 
         Returns:
             One prediction for one image. For many a list in their order, in which an image that cannot be read is a
-            prediction with `error`.
+            prediction with `error`. Where faces are looked for, a list also for one image: a prediction for each face,
+            surest first, or one for the whole image.
 
         Raises:
             ImageError: One image was given and cannot be read.
             WeightsError: One image was given and the model's answer is not a number.
             LabelError: The model finds landmarks and no classes, or its answer is not as wide as its labels.
+            OptionError: The detector gives something else than faces.
         """
         if is_many(inputs):
             return list(self.stream(inputs))
         self._check_classes()
         named = _named(inputs, 0)
-        prediction = self._predict([(named.source, self._read(named))])[0]
-        if prediction.error is not None:
-            raise WeightsError(prediction.error)
-        return prediction
+        (predictions,) = self._predict([(named.source, self._read(named))])
+        for prediction in predictions:
+            if prediction.error is not None:
+                raise WeightsError(prediction.error)
+        return predictions[0] if self.detector is None else predictions
 
     def stream(self, inputs: ImageSource | Iterable[ImageSource]) -> Iterator[Prediction]:
         """Answer for each of many images as soon as its batch is done, in order and in bounded memory.
@@ -169,11 +195,16 @@ class Predictor:
             inputs: One image or many, as the class says.
 
         Yields:
-            One prediction an image, in order; an image that cannot be read is a prediction with `error`.
+            One prediction an image, or for each face of it where faces are looked for, in order; an image that cannot
+            be read is a prediction with `error`.
 
         Raises:
             LabelError: As for a call.
         """
+        return _one_by_one(self.stream_images(inputs))
+
+    def stream_images(self, inputs: ImageSource | Iterable[ImageSource]) -> Generator[list[Prediction], None, None]:
+        """Answer as `stream` does, with the predictions of each image in a list of their own."""
         self._check_classes()
         images: Iterable[Any] = each_image(inputs)
         if isinstance(inputs, (list, tuple, str, os.PathLike)):
@@ -193,9 +224,25 @@ class Predictor:
 
         Raises:
             LabelError: As for a call.
+            OptionError: Faces are looked for: who gives names counts on one answer for each.
         """
         self._check_classes()
-        return self._stream((_Named(name, repr(name), image) for name, image in images), None)
+        if self.detector is not None:
+            raise OptionError(
+                "One answer an image was asked for, and this predictor gives one a face; make it with faces='none'."
+            )
+        named = (_Named(name, repr(name), image) for name, image in images)
+        return _one_by_one(self._stream(named, None))
+
+    def crops(self, image: ImageSource, faces: Faces | Iterable[Face]) -> list[Image.Image]:
+        """Cut out faces as the model sees them: of its input's size, and aligned as those that it was trained on.
+
+        Where nobody says how those were aligned, they come as the crops that `poster_tiny` was trained on.
+
+        Raises:
+            ImageError: The image cannot be read.
+        """
+        return align_faces(image, faces, size=self._size, alignment=self._alignment)
 
     def landmarks(self, image: ImageSource) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Find the 68 points of 300-W on one aligned crop of a face.
@@ -231,17 +278,21 @@ class Predictor:
         check_device(device)
         self.model.to(device)
         self.device = torch.device(device)
+        if isinstance(self.detector, FaceDetector):
+            self.detector.model.to(device)
         return self
 
     def _check_classes(self) -> None:
         if not self.labels:
             raise LabelError(f"{type(self.model).__name__} finds landmarks and no classes; call `landmarks` instead.")
 
-    def _stream(self, images: Iterable[_Named], total: int | None) -> Iterator[Prediction]:
+    def _stream(self, images: Iterable[_Named], total: int | None) -> Generator[list[Prediction], None, None]:
         bar = self._progress_bar(total)
         pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="poster_zoo")
         try:
-            batches = _batched(self._submitted(pool, images), self.batch_size)
+            # Photographs are kept whole until their faces are found; of aligned crops only the model's input is.
+            most = self.batch_size if self.detector is None else min(self.batch_size, _PHOTOGRAPHS)
+            batches = _batched(self._submitted(pool, images), most)
             batch = next(batches, None)
             while batch:
                 try:
@@ -249,8 +300,8 @@ class Predictor:
                 except Exception:
                     yield from self._predict(batch)
                     raise
-                for prediction in self._predict(batch):
-                    yield prediction
+                for predictions in self._predict(batch):
+                    yield predictions
                     if bar is not None:
                         bar.update()
                 batch = following
@@ -276,27 +327,58 @@ class Predictor:
             else:
                 yield named.source, self._try_read(named)
 
-    def _read(self, named: _Named) -> Tensor:
-        return self._resize(read_image(named.image, named.shown))
+    def _read(self, named: _Named) -> _Image:
+        image = read_image(named.image, named.shown)
+        return image if self.detector is not None else self._resize(image)
+
+    @cached_property
+    def _size(self) -> tuple[int, int]:
+        """Height and width of the model's input."""
+        height, width = self._resize(Image.new("RGB", (1, 1))).shape[-2:]
+        return height, width
 
     def _input(self, images: Sequence[Tensor]) -> Tensor:
         """Return the model's input of resized images; they travel as bytes and are normalised where it computes."""
         return self._normalise(torch.stack(list(images)).to(self.device)).to(self.dtype)
 
-    def _try_read(self, named: _Named) -> Tensor | ImageError:
+    def _try_read(self, named: _Named) -> _Image | ImageError:
         try:
             return self._read(named)
         except ImageError as error:
             return error
 
-    def _predict(self, batch: Sequence[_Reading]) -> list[Prediction]:
+    def _predict(self, batch: Sequence[_Reading]) -> list[list[Prediction]]:
+        """Return the predictions of each image."""
         readings = [(source, read.result() if isinstance(read, Future) else read) for source, read in batch]
-        images = [read for _, read in readings if isinstance(read, Tensor)]
-        rows = iter(self._probabilities(images) if images else ())
+        parts = iter(self._parts([read for _, read in readings if not isinstance(read, ImageError)]))
+        asked = [(source, [] if isinstance(read, ImageError) else next(parts), read) for source, read in readings]
+        rows = self._rows([tensor for _, some, _ in asked for _, tensor in some])
         return [
-            _failure(source, str(read)) if isinstance(read, ImageError) else self._prediction(source, next(rows))
-            for source, read in readings
+            [self._prediction(source, next(rows), face) for face, _ in some]
+            if not isinstance(read, ImageError)
+            else [_failure(source, str(read))]
+            for source, some, read in asked
         ]
+
+    def _parts(self, images: Sequence[_Image]) -> list[list[tuple[Face | None, Tensor]]]:
+        """Return what the model is asked about each image: its faces, or else the whole."""
+        if self.detector is None:
+            return [[(None, cast("Tensor", image))] for image in images]
+        photographs = cast("Sequence[Image.Image]", images)
+        if isinstance(self.detector, FaceDetector):
+            found = self.detector.find(photographs)
+        else:
+            found = [faces_of(self.detector, photograph) for photograph in photographs]
+        return [
+            [(face, self._resize(crop)) for face, crop in zip(faces, self.crops(image, faces), strict=True)]
+            or [(None, self._resize(image))]
+            for image, faces in zip(photographs, found, strict=True)
+        ]
+
+    def _rows(self, images: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield the probabilities of each of any number of inputs."""
+        for start in range(0, len(images), self.batch_size):
+            yield from self._probabilities(images[start : start + self.batch_size])
 
     def _probabilities(self, images: Sequence[Tensor]) -> Tensor:
         """Return (B, classes) in float32 on the CPU."""
@@ -309,7 +391,7 @@ class Predictor:
             )
         return logits.float().softmax(1).cpu()
 
-    def _prediction(self, source: str, row: Tensor) -> Prediction:
+    def _prediction(self, source: str, row: Tensor, face: Face | None) -> Prediction:
         if not row.isfinite().all():
             return _failure(
                 source,
@@ -318,7 +400,8 @@ class Predictor:
             )
         probabilities = dict(zip(self.labels, row.tolist(), strict=True))
         label = self.labels[int(row.argmax())]
-        return Prediction(source, label, probabilities[label], probabilities)
+        sought = self.detector is not None
+        return Prediction(source, label, probabilities[label], probabilities, face=face, sought=sought)
 
 
 class _Named(NamedTuple):
@@ -329,7 +412,17 @@ class _Named(NamedTuple):
     image: Any
 
 
-_Reading = tuple[str, Tensor | ImageError | Future[Tensor | ImageError]]
+_Image: TypeAlias = Tensor | Image.Image  # a photograph where faces are looked for, else the model's input
+_Reading: TypeAlias = tuple[str, _Image | ImageError | Future[_Image | ImageError]]
+
+
+def _one_by_one(images: Generator[list[Prediction], None, None]) -> Generator[Prediction, None, None]:
+    """Yield the predictions of image after image; closing it closes `images`."""
+    try:
+        for predictions in images:
+            yield from predictions
+    finally:
+        images.close()
 
 
 def _failure(source: str, error: str) -> Prediction:
@@ -359,17 +452,19 @@ def _batched(readings: Iterator[_Reading], size: int) -> Iterator[list[_Reading]
         yield batch
 
 
-def check_device(device: str | torch.device) -> None:
-    """Refuse a device that cannot be used here.
+def _detector(faces: str | Detector, device: torch.device) -> Detector | None:
+    if callable(faces):
+        return faces
+    if faces not in ("auto", "none"):
+        raise OptionError(f"faces is {faces!r}; give 'auto', 'none' or a detector.")
+    return FaceDetector(device=device) if faces == "auto" else None
 
-    Raises:
-        OptionError: With torch's reason.
-    """
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise OptionError(f"The device {str(device)!r} cannot be used here: {reason}. `cpu` always can.") from error
+
+def _alignment(model: nn.Module) -> Points:
+    """Return where the five points stand in the crops that a model was trained on, or else in ours."""
+    architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    entry = ENTRIES.get(str(architecture))
+    return (entry and entry.alignment) or FIVE_POINTS
 
 
 def _read_labels(model: nn.Module, given: Sequence[str] | None) -> tuple[str, ...]:

@@ -243,7 +243,8 @@ def test_json_is_one_object_an_image_and_what_the_model_computes(photos: Path, m
     net = poster_zoo.create_model(model, pretrained=True).eval()
     transform = create_transform(net)
     for answer in answers:
-        assert list(answer) == ["source", "label", "score", "probabilities"]
+        assert list(answer) == ["source", "label", "score", "probabilities", "face"]
+        assert answer["face"] is None  # there is none in noise
         with torch.inference_mode():
             expected = net(transform(Image.open(answer["source"])).unsqueeze(0)).softmax(1)[0]
         assert list(answer["probabilities"]) == list(FERPLUS)
@@ -255,10 +256,10 @@ def test_json_is_one_object_an_image_and_what_the_model_computes(photos: Path, m
 def test_the_table_has_a_line_an_image(photos: Path, model: str) -> None:
     table = run("predict", "photos", "-m", model).stdout.splitlines()
     answers = lines(run("predict", "photos", "--json", "-m", model))
-    assert table[0].split() == ["image", "label", "score", "next"]
+    assert table[0].split() == ["image", "face", "label", "score", "next"]
     for row, answer in zip(table[1:], answers, strict=True):
         ranked = sorted(answer["probabilities"], key=answer["probabilities"].get, reverse=True)
-        source, label, score, rest = row.split(maxsplit=3)
+        source, label, score, rest = row.replace("none: whole image", "").split(maxsplit=3)
         assert (source, label, score) == (answer["source"], answer["label"], f"{answer['score']:.2f}")
         assert re.findall("[A-Z][a-z]+", rest) == ranked[1:3]
 
@@ -267,7 +268,8 @@ def test_csv_has_a_header_and_a_column_for_each_label(photos: Path, model: str) 
     (photos / "zero.png").touch()
     rows = list(csv.DictReader(io.StringIO(run("predict", "photos", "--csv", "-m", model).stdout)))
     answers = lines(run("predict", "photos", "--json", "-m", model))
-    assert list(rows[0]) == ["source", "label", "score", *FERPLUS, "error"]
+    face = ["left", "upper", "right", "lower", "face_score"]
+    assert list(rows[0]) == ["source", "label", "score", *face, *FERPLUS, "error"]
     for row, answer in zip(rows, answers, strict=True):
         assert row["source"] == answer["source"]
         assert row["error"] == answer.get("error", "")

@@ -608,8 +608,12 @@ def together(*arguments: str, processes: int = 2, **options: Any) -> subprocess.
     )
 
 
-@pytest.mark.usefixtures("faces")
-def test_several_processes_print_what_one_prints(model: str) -> None:
+def test_several_processes_print_what_one_prints(faces: Path, model: str, root: Path) -> None:
+    face = Image.open(root / "examples" / "face.png").convert("RGB")
+    crowd = Image.new("RGB", (330, 120), "grey")
+    for left in (10, 120, 230):
+        crowd.paste(face, (left, 10))
+    crowd.save(faces / "faces" / "070.png")
     given = ["predict", "faces", "--json", "-m", model, "--batch-size", "8", "--device", "cpu"]
     process = together(*given)
     stdout, stderr = process.communicate()
@@ -617,7 +621,11 @@ def test_several_processes_print_what_one_prints(model: str) -> None:
     assert stderr.count("1 of 130 images failed; the first: 'faces/123.png' is damaged") == 1
     alone = lines(run(*given))
     both = [json.loads(line) for line in stdout.splitlines()]
+    assert len(alone) == 132
     assert [row["source"] for row in both] == [row["source"] for row in alone]
+    lefts = [[row["face"]["box"][0] for row in rows if row.get("face")] for rows in (both, alone)]
+    assert sorted(lefts[0]) == pytest.approx([17, 127, 237], abs=5)
+    assert lefts[0] == pytest.approx(lefts[1], abs=0.05)
     same(both, alone)
 
 
@@ -656,7 +664,7 @@ def test_killed_processes_are_gone_on_with_by_another_number_of_them(faces: Path
     assert "1 of 130 images failed; the first: 'faces/123.png' is damaged" in result.stderr
     assert {name: time for name, time in parts("out").items() if name in done} == done
     assert len(parts("out")) == -(-130 // 8)
-    same(json_rows("out"), lines(run(*given)))
+    same(json_rows("out"), lines(run(*given, "--faces", "none")))
 
 
 # --- the command line

@@ -1,20 +1,22 @@
-"""Answers as they come, in the three forms that `predict` prints: a table, JSON lines, CSV."""
+"""Answers as they come, in the three forms that `predict` prints: a table, JSON lines, CSV; and crops of the faces."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
 from poster_zoo.cli.output import Columns, print_json
+from poster_zoo.errors import OutputError
 
 if TYPE_CHECKING:
-    from poster_zoo.predict import Prediction
+    from poster_zoo.predict import Prediction, Predictor
 
-__all__ = ["AnswerWriter", "CsvWriter", "JsonWriter", "TableWriter"]
+__all__ = ["AnswerWriter", "CropWriter", "CsvWriter", "JsonWriter", "TableWriter"]
 
 _WIDEST_NAME = 48  # a longer file name shifts its own line, not everyone's
 _NEXT = 2  # how many of the next likely labels the table names
@@ -34,19 +36,24 @@ class TableWriter:
         labels: The model's labels.
         sources: All images to come, for the width of the first column.
         with_truth: Show the true label too, and the numbers of both: their places in `labels`, from zero.
+        with_face: Show where the face is: its left and upper edge, width and height.
     """
 
-    def __init__(self, labels: Sequence[str], sources: Iterable[str], with_truth: bool) -> None:
+    def __init__(
+        self, labels: Sequence[str], sources: Iterable[str], with_truth: bool, with_face: bool = False
+    ) -> None:
         self.labels = labels
         self.with_truth = with_truth
+        self.with_face = with_face
         name = min(max(map(len, sources)), _WIDEST_NAME)
         label = max(map(len, labels))
         if with_truth:
             header = ["image", "true", "predicted", "true name", "predicted name", "", "score", "next"]
             self.columns = Columns([max(name, 5), 4, 9, max(label, 9), max(label, 14), 5, 5], right=[1, 2, 6])
         else:
-            header = ["image", "label", "score", "next"]
-            self.columns = Columns([max(name, 5), max(label, 5), 5], right=[2])
+            header = ["image", *["face"] * with_face, "label", "score", "next"]
+            face = [len("1000 1000 100×100")] * with_face
+            self.columns = Columns([max(name, 5), *face, max(label, 5), 5], right=[2 + with_face])
         click.echo(self.columns.line(header))
 
     def write(self, prediction: Prediction, true_label: str | None) -> None:
@@ -57,7 +64,8 @@ class TableWriter:
         elif self.with_truth:
             cells = [*self._truth(str(prediction.label), true_label), f"{prediction.score:.2f}", _next(prediction)]
         else:
-            cells = [str(prediction.label), f"{prediction.score:.2f}", _next(prediction)]
+            face = [_place(prediction)] * self.with_face
+            cells = [*face, str(prediction.label), f"{prediction.score:.2f}", _next(prediction)]
         click.echo(self.columns.line([prediction.source, *cells]))
 
     def _truth(self, predicted: str, true_label: str | None) -> list[str]:
@@ -69,7 +77,7 @@ class TableWriter:
 
 
 class JsonWriter:
-    """An object a line: `source`, `label`, `score`, `probabilities`, or `source` and `error`.
+    """An object a line: what `Prediction.to_dict` gives.
 
     Args:
         with_truth: Add `true_label`, null where the image has none.
@@ -90,23 +98,96 @@ class CsvWriter:
         labels: The model's labels.
         with_truth: Add the columns `true_label`, `true_number` and `label_number` after `score`; numbers are places
             in `labels`, from zero.
+        with_face: Add the columns `left`, `upper`, `right` and `lower`, in pixels, and `face_score` after `score`; all
+            are empty where the answer is about the whole image.
     """
 
-    def __init__(self, labels: Sequence[str], with_truth: bool) -> None:
+    def __init__(self, labels: Sequence[str], with_truth: bool, with_face: bool = False) -> None:
         self.labels = labels
         self.with_truth = with_truth
+        self.with_face = with_face
         truth = ("true_label", "true_number", "label_number") if with_truth else ()
-        _print_row(["source", "label", "score", *truth, *labels, "error"])
+        face = ("left", "upper", "right", "lower", "face_score") if with_face else ()
+        _print_row(["source", "label", "score", *truth, *face, *labels, "error"])
 
     def write(self, prediction: Prediction, true_label: str | None) -> None:
         """Print one row."""
         cells: list[Any] = [prediction.source, prediction.label, prediction.score]
         if self.with_truth:
             cells += [true_label, self._number(true_label), self._number(prediction.label)]
+        if self.with_face:
+            face = prediction.face and prediction.face.to_dict()
+            cells += [*face["box"], face["score"]] if face else [None] * 5
         _print_row([*cells, *map(prediction.probabilities.get, self.labels), prediction.error])
 
     def _number(self, label: str | None) -> int | None:
         return None if label is None else self.labels.index(label)
+
+
+class CropWriter:
+    """Writes the aligned crops of faces into class folders, a PNG a face: `LABEL/NAME_1.png`, surest face first.
+
+    Args:
+        folder: Where to; made where it is missing.
+
+    Raises:
+        OutputError: The folder holds something, which is never overwritten or mixed up; or it cannot be written.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self.written = 0
+        self._taken: set[str] = set()
+        _make_folder(self.folder)
+        if any(self.folder.iterdir()):
+            raise OutputError(f"The crops need a folder of their own, and {folder!r} is not empty; name another one.")
+
+    def write(self, source: str, predictions: Sequence[Prediction], predictor: Predictor) -> None:
+        """Write the faces of one image that were answered; `source` is its path."""
+        answered = [prediction for prediction in predictions if prediction.face is not None]
+        if not answered:
+            return
+        stem = self._free(Path(source).stem)
+        from poster_zoo.data.datasets.folders import folder_name
+
+        crops = predictor.crops(source, [prediction.face for prediction in answered if prediction.face])
+        for number, (prediction, crop) in enumerate(zip(answered, crops, strict=True), 1):
+            folder = self.folder / folder_name(str(prediction.label))
+            _make_folder(folder)
+            try:
+                crop.save(folder / f"{stem}_{number}.png")
+            except OSError as error:
+                raise _cannot_write(folder, error) from error
+            self.written += 1
+
+    def _free(self, stem: str) -> str:
+        """Return a name that no other image of this run has: two folders may hold files that are called alike."""
+        name, another = stem, 2
+        while name.casefold() in self._taken:
+            name, another = f"{stem}-{another}", another + 1
+        self._taken.add(name.casefold())
+        return name
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
+def _cannot_write(folder: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"The crops cannot be written into {str(folder)!r}: {error.strerror or error}; choose a folder you can write."
+    )
+
+
+def _place(prediction: Prediction) -> str:
+    """Return where a face is: left and upper edge, width × height."""
+    if prediction.face is None:
+        return "none: whole image"
+    left, upper, right, lower = prediction.face.box
+    return f"{left:.0f} {upper:.0f} {right - left:.0f}×{lower - upper:.0f}"
 
 
 def _print_row(cells: Iterable[Any]) -> None:

@@ -68,7 +68,7 @@ def command(
     import torch
 
     from poster_zoo import bench
-    from poster_zoo.predict import check_device
+    from poster_zoo.devices import check_device
 
     if device is not None:
         check_device(device)

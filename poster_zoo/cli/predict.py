@@ -1,8 +1,9 @@
-"""`poster-zoo predict`: the expression on each image, and how right the answers are where labels are given."""
+"""`poster-zoo predict`: the expression on each face, and how right the answers are where labels are given."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from poster_zoo.cli.answers import AnswerWriter, CsvWriter, JsonWriter, TableWriter
+from poster_zoo.cli.answers import AnswerWriter, CropWriter, CsvWriter, JsonWriter, TableWriter
 from poster_zoo.cli.inputs import check_picture, find_images
 from poster_zoo.cli.models import join, load_model, load_predictor, prints
 from poster_zoo.cli.options import (
@@ -37,16 +38,29 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    "predict", epilog=examples("poster-zoo predict examples/face.png", "poster-zoo predict examples --plot faces.png")
+    "predict",
+    epilog=examples("poster-zoo predict examples/face.png", "poster-zoo predict examples --faces none --json"),
 )
 @click.argument("paths", metavar="IMAGE_OR_FOLDER...", nargs=-1, required=True, type=click.Path())
 @model_option
 @checkpoint_option
 @device_option
 @batch_size_option
-@json_option("Print one JSON object a line: source, label, score, probabilities; or source, error.")
+@click.option(
+    "--faces",
+    type=click.Choice(["auto", "none"]),
+    help="auto: find the faces of each image and answer about each. none: each image is the aligned crop of one face.  "
+    "[default: auto; none with --labels or --out]",
+)
+@json_option("Print one JSON object a line: source, label, score, probabilities, face; or source, error.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with a header.")
 @plot_option
+@click.option(
+    "--save-crops",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Write the aligned crop of each face into DIR/LABEL, class folders as train takes them.",
+)
 @click.option(
     "--labels",
     "labels_file",
@@ -86,23 +100,28 @@ def command(
     checkpoint: str | None,
     device: str | None,
     batch_size: int,
+    faces: Literal["auto", "none"] | None,
     as_json: bool,
     as_csv: bool,
     plot: str | None,
+    save_crops: str | None,
     labels_file: str | None,
     out: str | None,
     engine: Literal["processes", "ray"],
     address: str | None,
     actors: int | None,
 ) -> None:
-    """Name the expression on each image.
+    """Name the expression on each face of each image.
 
-    Of a folder, every image below it is answered. Images are taken as crops around one face. An image that cannot be
-    read is reported in its place, the others are answered, and the exit status is 1.
+    Of a folder, every image below it is answered. An image in which no face is found is answered as a whole, and said
+    to be. An image that cannot be read is reported in its place, the others are answered, and the exit status is 1.
 
-    --labels adds to each answer the true label and the numbers of both, and ends with accuracy, mean class accuracy
-    and each class's scores. --plot draws a sheet of the first 120 images; with --labels also the confusion matrix,
-    beside it: faces.png and faces_confusion.png.
+    --plot draws each face's box, label and likeliest expressions on the photographs, at most 24 of them. With --faces
+    none it draws a sheet of the first 120 images.
+
+    --labels is for images of one face each, which are taken as they are. It adds to each answer the true label and the
+    numbers of both, and ends with accuracy, mean class accuracy and each class's scores; --plot then also draws the
+    confusion matrix, beside the sheet: faces.png and faces_confusion.png.
 
     With --json or --csv, stdout holds nothing else; words and progress go to stderr.
 
@@ -116,6 +135,14 @@ def command(
         raise click.UsageError("--json and --csv exclude each other.")
     if engine != "ray" and (address or actors):
         raise click.UsageError("--address and --actors are for --engine ray.")
+    if faces == "auto" and (labels_file or out is not None):
+        option = "--labels" if labels_file else "--out"
+        raise click.UsageError(f"{option} takes images of one face each, as they are; leave out --faces auto.")
+    faces = faces or ("none" if labels_file or out is not None else "auto")
+    if save_crops and faces == "none":
+        raise click.UsageError(
+            "--save-crops cuts out faces that are found; leave out --faces none, --labels and --out."
+        )
     if out is not None:
         if as_csv or plot or labels_file:
             raise click.UsageError("--csv, --plot and --labels are for answers that are printed; leave out --out.")
@@ -145,33 +172,45 @@ def command(
     images = find_images(paths)
     sheet = check_picture(plot, images)
     matrix = check_picture(plot if labels_file else None, images, suffix="_confusion")
+    crops = CropWriter(save_crops) if save_crops else None
 
     processes = join(ctx, device)
     # Where answers scroll by on the terminal, a bar would only be in their way; elsewhere the predictor decides.
     progress = False if sys.stdout is not None and sys.stdout.isatty() else None
     network = load_model(ctx, model, checkpoint)
-    predictor = load_predictor(network, device, batch_size, processes, progress=progress)
+    predictor = load_predictor(network, device, batch_size, processes, progress=progress, faces=faces)
     answers = _answers(predictor, images, processes)
     if not prints(processes):
         deque(answers, maxlen=0)
         return
     labels = predictor.labels
     truth = _read_truth(labels_file, images, labels)
+    sought = faces == "auto"
     writer: AnswerWriter
     if as_json:
         writer = JsonWriter(truth is not None)
     elif as_csv:
-        writer = CsvWriter(labels, truth is not None)
+        writer = CsvWriter(labels, truth is not None, sought)
     else:
-        writer = TableWriter(labels, images, truth is not None)
+        writer = TableWriter(labels, images, truth is not None, sought)
 
-    tally = _Tally()
+    tally = _Tally(sought=sought)
     true_labels = truth.labels if truth else [None] * len(images)
-    for prediction, true_label in zip(answers, true_labels, strict=True):
-        writer.write(prediction, true_label)
-        tally.add(prediction, true_label)
+    # An image's answers follow each other, and no image is given twice.
+    of_images = itertools.groupby(answers, key=lambda prediction: prediction.source)
+    for (source, group), true_label in zip(of_images, true_labels, strict=True):
+        predictions = list(group)
+        for prediction in predictions:
+            writer.write(prediction, true_label)
+        tally.add(predictions, true_label)
+        if crops is not None:
+            crops.write(source, predictions, predictor)
 
     _report_failures(tally.failures, len(images), tally.first_failure)
+    if tally.without_face:
+        note(f"No face was found in {tally.without_face} of {len(images)} images; the whole image was answered there.")
+    if crops is not None:
+        note(f"Wrote {crops.written} crops into {save_crops}")
     evaluation = _report_truth(truth, tally, labels, to_stderr=as_json or as_csv) if truth else None
     _draw(sheet, matrix, tally, len(images), evaluation)
     ctx.exit(1 if tally.failures else 0)
@@ -200,27 +239,32 @@ def _report_failures(failures: int, images: int, first: str) -> None:
 
 @dataclass
 class _Tally:
-    """What is kept of the answers: a sheet's worth of them, and the labels."""
+    """What is kept of the answers: a sheet's worth of them, image by image, and the labels."""
 
-    shown: list[Prediction] = field(default_factory=list)
+    sought: bool
+    shown: list[list[Prediction]] = field(default_factory=list)
     shown_labels: list[str | None] = field(default_factory=list)
     true: list[str] = field(default_factory=list)
     predicted: list[str] = field(default_factory=list)
     failures: int = 0
     first_failure: str = ""
+    without_face: int = 0
 
-    def add(self, prediction: Prediction, true_label: str | None) -> None:
-        from poster_zoo.plots import SHEET_LIMIT
+    def add(self, predictions: list[Prediction], true_label: str | None) -> None:
+        """Add the answers about one image."""
+        from poster_zoo.plots import PHOTOGRAPHS_LIMIT, SHEET_LIMIT
 
-        if len(self.shown) < SHEET_LIMIT:
-            self.shown.append(prediction)
+        if len(self.shown) < (PHOTOGRAPHS_LIMIT if self.sought else SHEET_LIMIT):
+            self.shown.append(predictions)
             self.shown_labels.append(true_label)
-        if prediction.error is not None:
-            self.failures += 1
-            self.first_failure = self.first_failure or prediction.error
-        elif true_label is not None and prediction.label is not None:
-            self.true.append(true_label)
-            self.predicted.append(prediction.label)
+        self.without_face += predictions[0].sought and predictions[0].face is None
+        for prediction in predictions:
+            if prediction.error is not None:
+                self.failures += 1
+                self.first_failure = self.first_failure or prediction.error
+            elif true_label is not None and prediction.label is not None:
+                self.true.append(true_label)
+                self.predicted.append(prediction.label)
 
 
 def _read_truth(labels_file: str | None, images: Sequence[str], labels: Sequence[str]) -> Pairing | None:
@@ -273,8 +317,12 @@ def _draw(sheet: Path | None, matrix: Path | None, tally: _Tally, images: int, e
     from poster_zoo import plots
 
     if sheet is not None:
-        sources = [prediction.source for prediction in tally.shown]
-        plots.contact_sheet(sources, tally.shown, tally.shown_labels, out=sheet, total=images)
+        sources = [predictions[0].source for predictions in tally.shown]
+        if tally.sought:
+            plots.photographs(sources, tally.shown, out=sheet, total=images)
+        else:
+            answers = [prediction for (prediction,) in tally.shown]
+            plots.contact_sheet(sources, answers, tally.shown_labels, out=sheet, total=images)
         note(f"Wrote {sheet}")
     if matrix is not None and evaluation is not None:
         plots.confusion_matrix(evaluation, out=matrix)

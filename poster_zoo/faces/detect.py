@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou, nms
 
 from poster_zoo.data.images import ImageSource, each_image, is_many, read_image
+from poster_zoo.devices import check_device
 from poster_zoo.errors import OptionError
 from poster_zoo.faces.align import cut_out, similarity
 from poster_zoo.faces.found import Faces
@@ -133,7 +134,7 @@ class FaceDetector:
         compile: Also compile it; the first image of each size then takes minutes, the following ones less than before.
 
     Raises:
-        OptionError: The model is no detector, or a number is out of its range.
+        OptionError: The model is no detector, the device cannot be used, or a number is out of its range.
     """
 
     def __init__(
@@ -152,6 +153,8 @@ class FaceDetector:
             if number is not None and number < 1:
                 raise OptionError(f"{name} is {number}; it must be 1 or more.")
         _check_threshold(threshold)
+        if device is not None:
+            check_device(device)
         by_name = isinstance(model, str)
         if isinstance(model, str):
             model = create_model(model, pretrained=True)

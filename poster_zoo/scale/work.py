@@ -156,13 +156,14 @@ def predict_together(predictor: Predictor, images: Sequence[str], processes: Par
         processes: What `join_processes` returned.
 
     Yields:
-        One prediction an image, in order.
+        One prediction an image, or for each face of it where faces are looked for, in order.
     """
     from accelerate.utils import broadcast_object_list, gather_object
 
     images = broadcast_object_list([images])[0]
     size, count = predictor.batch_size, processes.num_processes
     starts = range(processes.process_index * size, len(images), count * size)
-    answers = predictor.stream(image for start in starts for image in images[start : start + size])
+    answers = predictor.stream_images(image for start in starts for image in images[start : start + size])
     for _ in range(0, len(images), count * size):
-        yield from gather_object(list(itertools.islice(answers, size)))
+        for predictions in gather_object(list(itertools.islice(answers, size))):
+            yield from predictions

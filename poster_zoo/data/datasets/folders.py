@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from poster_zoo.errors import DatasetError, LabelError
 from poster_zoo.labels import CAERS as CAERS_LABELS
 from poster_zoo.labels import canonical_label, match_labels
 
-__all__ = ["CAERS", "ClassFolders", "class_folders", "folder_images"]
+__all__ = ["CAERS", "ClassFolders", "class_folders", "folder_images", "folder_name"]
 
 
 class ClassFolders(FaceDataset):
@@ -107,6 +108,11 @@ def folder_images(folders: Mapping[str, Path], places: Mapping[str, int]) -> tup
         )
     labels = [places[name] for name, images in found.items() for _ in images]
     return Files("", [str(image) for images in found.values() for image in images]), labels
+
+
+def folder_name(label: str) -> str:
+    """Return what a class's folder may be called, on any system, such that `class_folders` sees it."""
+    return re.sub(r"[^\w .+-]", "_", label).strip("._ ") or "class"
 
 
 def _class_names(parts: Mapping[str, Mapping[str, Path]]) -> tuple[str, ...]:
