@@ -58,14 +58,24 @@ def test_the_floor_that_is_tested_is_the_floor_that_setup_cfg_states(
         assert version.removesuffix(".0") == lowest.removesuffix(".0"), f"{requirement} is tested at {version}"
 
 
-@pytest.mark.parametrize("extra", ["train", "plot", "export", "faces", "docs", "test", "dev"])
+@pytest.mark.parametrize("extra", ["train", "plot", "export", "explain", "faces", "docs", "test", "dev"])
 def test_the_extra_is_there(setup_cfg: configparser.ConfigParser, extra: str) -> None:
     assert extra in setup_cfg["options.extras_require"]
 
 
 def test_importing_the_package_pulls_in_no_heavy_optional_library() -> None:
     loaded = run_python("import sys, poster_zoo; print(*sys.modules)").split()
-    heavy = {"matplotlib", "transformers", "accelerate", "onnx", "onnxruntime", "sklearn", "pandas", "tensorboard"}
+    heavy = {
+        "captum",
+        "matplotlib",
+        "transformers",
+        "accelerate",
+        "onnx",
+        "onnxruntime",
+        "sklearn",
+        "pandas",
+        "tensorboard",
+    }
     assert heavy.isdisjoint(loaded)
 
 

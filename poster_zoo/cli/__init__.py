@@ -9,7 +9,20 @@ from __future__ import annotations
 import click
 
 from poster_zoo._version import __version__
-from poster_zoo.cli import bench, convert, data, eval, export, info, landmarks, list_models, predict, publish, train
+from poster_zoo.cli import (
+    bench,
+    convert,
+    data,
+    eval,
+    explain,
+    export,
+    info,
+    landmarks,
+    list_models,
+    predict,
+    publish,
+    train,
+)
 from poster_zoo.cli.errors import CommandGroup
 
 __all__ = ["main"]
@@ -24,5 +37,18 @@ def main() -> None:
     """
 
 
-for module in (list_models, info, predict, landmarks, data, eval, train, convert, export, publish, bench):
+for module in (
+    list_models,
+    info,
+    predict,
+    landmarks,
+    explain,
+    data,
+    eval,
+    train,
+    convert,
+    export,
+    publish,
+    bench,
+):
     main.add_command(module.command)
