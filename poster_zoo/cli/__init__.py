@@ -20,6 +20,7 @@ from poster_zoo.cli import (
     landmarks,
     list_models,
     predict,
+    prepare,
     publish,
     train,
 )
@@ -43,6 +44,7 @@ for module in (
     predict,
     landmarks,
     explain,
+    prepare,
     data,
     eval,
     train,

@@ -10,6 +10,17 @@
 from poster_zoo.faces.align import align_faces
 from poster_zoo.faces.detect import Detector, FaceDetector, detect_faces
 from poster_zoo.faces.found import Face, Faces
+from poster_zoo.faces.prepare import Prepared, prepare_faces
 from poster_zoo.faces.uniface import UnifaceDetector
 
-__all__ = ["Detector", "Face", "FaceDetector", "Faces", "UnifaceDetector", "align_faces", "detect_faces"]
+__all__ = [
+    "Detector",
+    "Face",
+    "FaceDetector",
+    "Faces",
+    "Prepared",
+    "UnifaceDetector",
+    "align_faces",
+    "detect_faces",
+    "prepare_faces",
+]
