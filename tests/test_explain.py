@@ -377,12 +377,12 @@ def run(*arguments: str) -> Result:
 
 
 def test_the_command_prints_one_json_object(tiny: Explainer) -> None:
-    result = run(FACE, "--label", "angry", "--json")
+    result = run(FACE, "--label", "angry", "--faces", "none", "--json")
     assert result.exit_code == 0, result.stderr
     [line] = result.stdout.splitlines()
     said = json.loads(line)
     answer, anger = said["explanations"]
-    assert (said["source"], said["model"]) == (FACE, "poster_tiny")
+    assert (said["source"], said["model"], said["face"]) == (FACE, "poster_tiny", None)
     expected = tiny(FACE)
     assert answer["answer"] == anger["answer"] == answer["label"] == expected.label
     assert anger["label"] == "Anger"
@@ -404,6 +404,27 @@ def test_the_command_prints_tables_and_draws(tmp_path: Path) -> None:
     assert re.search(r"^attention, landmark +0\.\d\d", result.stdout, re.MULTILINE)
     assert result.stderr == f"Wrote {out}\n"
     assert Image.open(out).width > 1000
+
+
+def test_of_a_photograph_the_surest_face_is_explained(tmp_path: Path) -> None:
+    photograph, face = Image.new("RGB", (600, 300), (90, 120, 90)), Image.open(FACE).convert("RGB")
+    photograph.paste(face.resize((60, 60)), (20, 20))
+    photograph.paste(face.resize((160, 160)), (350, 70))
+    photograph.save(tmp_path / "two.png")
+    result = run(str(tmp_path / "two.png"), "--json")
+    assert result.stderr == "Of 2 faces the surest is explained.\n"
+    said = json.loads(result.stdout)
+    surest = max(poster_zoo.Predictor(faces="auto")(tmp_path / "two.png"), key=lambda answer: answer.face.score)
+    assert said["face"] == surest.face.to_dict()
+    [explanation] = said["explanations"]
+    assert (explanation["label"], explanation["score"]) == (surest.label, pytest.approx(surest.score, abs=1e-2))
+
+
+def test_a_picture_without_a_face_is_explained_as_a_whole_and_that_is_said(tmp_path: Path) -> None:
+    Image.new("RGB", (80, 60), (20, 200, 20)).save(tmp_path / "green.png")
+    result = run(str(tmp_path / "green.png"), "--json")
+    assert result.stderr == "No face was found; the whole image is explained.\n"
+    assert json.loads(result.stdout)["face"] is None
 
 
 def test_the_class_that_is_the_answer_is_told_once() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,7 +14,10 @@ from poster_zoo.cli.options import checkpoint_option, device_option, examples, j
 from poster_zoo.cli.output import note, print_json, print_table
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from poster_zoo.explain import Explanation
+    from poster_zoo.faces import Face
 
 
 @click.command(
@@ -30,7 +33,14 @@ if TYPE_CHECKING:
 @checkpoint_option
 @device_option
 @plot_option
-@json_option("Print one JSON object: source, model, answer, landmarks, attention, and the evidence for each class.")
+@click.option(
+    "--faces",
+    type=click.Choice(["auto", "none"]),
+    default="auto",
+    show_default=True,
+    help="auto: explain the surest face of a photograph, cut out and aligned. none: the image is such a crop.",
+)
+@json_option("Print one JSON object: source, model, face, and for each class its scores, evidence and attention.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -40,6 +50,7 @@ def command(
     checkpoint: str | None,
     device: str | None,
     plot: str | None,
+    faces: str,
     as_json: bool,
 ) -> None:
     """Show where the model looked on a face.
@@ -49,7 +60,8 @@ def command(
     blanked elsewhere. The attention is that of the class token in cross-fusion, whatever the class. Both are told as
     shares of the parts of the face.
 
-    The image is taken as a crop around one face. Needs poster-zoo[explain].
+    Of a photograph with several faces the surest is explained; maps and landmarks are those of its aligned crop. Where
+    no face is found, the image is explained as a whole, and that is said. Needs poster-zoo[explain].
     """
     picture = check_picture(plot, [image])
 
@@ -57,26 +69,42 @@ def command(
     from poster_zoo.explain import Explainer
     from poster_zoo.labels import canonical_label
 
-    read_image(image)  # first: it is quick and tells of a wrong name before a model is built
+    picked: Any = read_image(image)  # first: it is quick and tells of a wrong name before a model is built
     network = load_model(ctx, model, checkpoint)
     explainer = Explainer(network, device=device)
     known = explainer.predictor.labels
     if label is not None and canonical_label(label) not in map(canonical_label, known):
         raise WrongUse(f"{model_name(network)} has no class {label!r}; it knows {', '.join(known)}.")
-    explained = [explainer(image)]
+    face = _surest_face(picked, device) if faces == "auto" else None
+    if face is not None:
+        picked = explainer.predictor.crops(picked, [face])[0]
+    explained = [explainer(picked, name=image)]
     if label is not None and canonical_label(label) != canonical_label(explained[0].answer):
-        explained.append(explainer(image, label))
+        explained.append(explainer(picked, label, name=image))
     if as_json:
         both = [explanation.to_dict() for explanation in explained]
-        print_json({"source": image, "model": model_name(network), "explanations": both})
+        place = face and face.to_dict()
+        print_json({"source": image, "model": model_name(network), "face": place, "explanations": both})
     else:
         _print_scores(explained)
         _print_parts(explained)
     if picture is not None:
         from poster_zoo import plots
 
-        plots.explanations(image, explained, out=picture)
+        plots.explanations(picked, explained, out=picture)
         note(f"Wrote {picture}")
+
+
+def _surest_face(picture: Image, device: str | None) -> Face | None:
+    """Return the face that the detector is surest of, and tell what was chosen where that is not plain."""
+    from poster_zoo.faces import FaceDetector
+
+    found: Any = FaceDetector(device=device)(picture)
+    if len(found) > 1:
+        note(f"Of {len(found)} faces the surest is explained.")
+    elif not found:
+        note("No face was found; the whole image is explained.")
+    return next(iter(found), None)
 
 
 def _print_scores(explained: Sequence[Explanation]) -> None:
