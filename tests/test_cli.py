@@ -133,7 +133,10 @@ RELEASES = {"rafdb_best.pth": "poster_rafdb_large", "mobilefacenet_model_best.pt
 
 
 def make_collections(face: Path) -> None:
-    """Make, here, the collections that the help names: a small `RAF-DB` in its layout, and class folders `faces`."""
+    """Make, here, the collections that the help names.
+
+    A small `RAF-DB` in its layout, class folders `faces`, and photographs in class folders and by a table, `photos`.
+    """
     image = Image.open(face).convert("RGB").resize((100, 100))
     lines = []
     for i, (part, label) in enumerate(itertools.product(("train", "test"), range(1, 8))):
@@ -147,6 +150,11 @@ def make_collections(face: Path) -> None:
         file = Path("faces", part, label, f"{number}.png")
         file.parent.mkdir(parents=True, exist_ok=True)
         image.rotate(-3 * i - 1).save(file)
+    photograph = Image.new("RGB", (300, 200), "grey")
+    photograph.paste(image, (120, 60))
+    Path("photos/happy").mkdir(parents=True)
+    photograph.save("photos/happy/1.png")
+    Path("photos.csv").write_text("file,label\nphotos/happy/1.png,happy\n")
 
 
 @pytest.mark.parametrize("name", commands())
