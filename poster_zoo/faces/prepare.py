@@ -146,7 +146,7 @@ def _path_of(place: str) -> str:
 def _photographs(place: str, out: Path) -> list[_Photograph]:
     """Return the photographs of all splits, before anything is written."""
     path = _path_of(place)
-    if not os.path.exists(path):
+    if path == place and not os.path.exists(path):
         raise DatasetError(f"{place!r} does not exist; give class folders, a CSV of files and labels, or NAME:PATH.")
     inside = os.path.realpath(out)
     if os.path.isdir(path) and os.path.commonpath([inside, real := os.path.realpath(path)]) == real:
