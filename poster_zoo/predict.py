@@ -29,6 +29,7 @@ from poster_zoo.data.transforms import split_transform
 from poster_zoo.devices import check_device
 from poster_zoo.errors import ImageError, LabelError, MissingExtraError, OptionError, WeightsError
 from poster_zoo.faces import Detector, Face, FaceDetector, Faces, align_faces
+from poster_zoo.faces.align import similarity
 from poster_zoo.faces.detect import faces_of
 from poster_zoo.models._builder import ENTRIES, refuse_detector
 from poster_zoo.optimize import can_optimize
@@ -244,11 +245,12 @@ class Predictor:
         """
         return align_faces(image, faces, size=self._size, alignment=self._alignment)
 
-    def landmarks(self, image: ImageSource) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Find the 68 points of 300-W on one aligned crop of a face.
+    def landmarks(self, image: ImageSource, face: Face | None = None) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Find the 68 points of 300-W on one aligned crop of a face, or on one of the faces of a photograph.
 
         Args:
             image: One image, as the class says.
+            face: Which face of it, such as an answer's `face`; None where the image is an aligned crop.
 
         Returns:
             (68, 2) x and y in pixels of the upright image; 0 is its left or upper edge.
@@ -264,10 +266,15 @@ class Predictor:
                 f"such as poster_tiny, or mobilefacenet."
             )
         upright = read_image(image)
+        crop = upright if face is None else self.crops(upright, [face])[0]
         with torch.inference_mode():
-            points = find(self._input([self._resize(upright)]))
-            in_pixels = points.float().reshape(-1, 2).cpu() * torch.tensor(upright.size)
-        return in_pixels.numpy()
+            points = find(self._input([self._resize(crop)])).float().reshape(-1, 2).cpu().numpy()
+        if face is None:
+            return points * np.array(crop.size, np.float32)
+        # The crop's fractions, back by the way that the face was turned to them.
+        (there,) = similarity(np.array([face.points]), np.array(self._alignment) * crop.size)
+        back = (points * crop.size - there[:, 2]) @ np.linalg.inv(there[:, :2]).T
+        return back.astype(np.float32)
 
     def to(self, device: str | torch.device) -> Predictor:
         """Move the model to another device, and return this predictor.

@@ -412,7 +412,7 @@ def test_of_a_photograph_the_surest_face_is_explained(tmp_path: Path) -> None:
     photograph.paste(face.resize((160, 160)), (350, 70))
     photograph.save(tmp_path / "two.png")
     result = run(str(tmp_path / "two.png"), "--json")
-    assert result.stderr == "Of 2 faces the surest is explained.\n"
+    assert result.stderr == "Of 2 faces the surest is taken.\n"
     said = json.loads(result.stdout)
     surest = max(poster_zoo.Predictor(faces="auto")(tmp_path / "two.png"), key=lambda answer: answer.face.score)
     assert said["face"] == surest.face.to_dict()
@@ -423,7 +423,7 @@ def test_of_a_photograph_the_surest_face_is_explained(tmp_path: Path) -> None:
 def test_a_picture_without_a_face_is_explained_as_a_whole_and_that_is_said(tmp_path: Path) -> None:
     Image.new("RGB", (80, 60), (20, 200, 20)).save(tmp_path / "green.png")
     result = run(str(tmp_path / "green.png"), "--json")
-    assert result.stderr == "No face was found; the whole image is explained.\n"
+    assert result.stderr == "No face was found; the whole image is taken.\n"
     assert json.loads(result.stdout)["face"] is None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 from test_cli import lines, run
-from test_predict import COLOURS, EXPECTED, ColourModel, many, one
+from test_predict import COLOURS, EXPECTED, ColourModel, LandmarkModel, many, one
 
 import poster_zoo
 from poster_zoo import plots
@@ -177,6 +178,19 @@ def test_in_a_photograph_faces_are_found_and_the_smile_is_seen(root: Path) -> No
     answers = many(Predictor(faces="auto")(both))
     assert sorted(answer.face.box[0] > 250 for answer in answers if answer.face) == [False, True]
     assert {answer.label for answer in answers} == {"Happiness"}
+
+
+def test_landmarks_of_a_face_are_told_in_pixels_of_the_photograph() -> None:
+    asked, image = Predictor(LandmarkModel()), canvas()
+    square = Face((40, 30, 90, 80), 1.0, tuple(map(tuple, points(40, 30, 50))))
+    # The model puts point i at a hundredth of i across its crop, half way down.
+    expected = np.stack([40 + np.arange(68) / 100 * 50, np.full(68, 55)], 1)
+    np.testing.assert_allclose(asked.landmarks(image, square), expected, atol=1e-3)
+    # The same face, lying on its left side: what was to the right is above, in a square that stands as before.
+    middle = np.array([65, 55])
+    quarter = np.array([[0, -1], [1, 0]])
+    rolled = Face(square.box, 1.0, tuple(map(tuple, (points(40, 30, 50) - middle) @ quarter + middle)))
+    np.testing.assert_allclose(asked.landmarks(image, rolled), (expected - middle) @ quarter + middle, atol=1e-3)
 
 
 # ---------------------------------------------------------------------------------------------------- the drawing
@@ -398,6 +412,20 @@ def test_the_plot_is_drawn_on_the_photographs(photos: Path, model: str) -> None:
     assert {"3 images", "2 faces", "1 face", "no face found; the whole image was answered"} <= set(
         texts(Path("out.svg"))
     )
+
+
+def test_landmarks_of_a_photograph_are_those_of_its_surest_face(photos: Path, model: str) -> None:
+    told = json.loads(run("landmarks", "photos/b/1.png", "--json", "--plot", "points.png", "-m", model).stdout)
+    expected = Predictor(model).landmarks(
+        "photos/b/1.png", many(Predictor(model, faces="auto")("photos/b/1.png"))[0].face
+    )
+    np.testing.assert_allclose(told["landmarks"], expected, atol=1e-2)
+    assert Path("points.png").exists()
+    nothing = run("landmarks", "photos/b/2.png", "--json", "-m", model)
+    assert nothing.stderr == "No face was found; the whole image is taken.\n"
+    assert json.loads(nothing.stdout)["face"] is None
+    two = run("landmarks", "photos/a/1.png", "--json", "-m", model)
+    assert two.stderr == "Of 2 faces the surest is taken.\n"
 
 
 @pytest.mark.parametrize(

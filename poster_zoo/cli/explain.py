@@ -9,15 +9,20 @@ import click
 
 from poster_zoo.cli.errors import WrongUse
 from poster_zoo.cli.inputs import check_picture
-from poster_zoo.cli.models import load_model, model_name
-from poster_zoo.cli.options import checkpoint_option, device_option, examples, json_option, model_option, plot_option
+from poster_zoo.cli.models import load_model, model_name, surest_face
+from poster_zoo.cli.options import (
+    checkpoint_option,
+    device_option,
+    examples,
+    faces_option,
+    json_option,
+    model_option,
+    plot_option,
+)
 from poster_zoo.cli.output import note, print_json, print_table
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from poster_zoo.explain import Explanation
-    from poster_zoo.faces import Face
 
 
 @click.command(
@@ -33,12 +38,8 @@ if TYPE_CHECKING:
 @checkpoint_option
 @device_option
 @plot_option
-@click.option(
-    "--faces",
-    type=click.Choice(["auto", "none"]),
-    default="auto",
-    show_default=True,
-    help="auto: explain the surest face of a photograph, cut out and aligned. none: the image is such a crop.",
+@faces_option(
+    "auto: explain the surest face of a photograph, cut out and aligned. none: the image is such a crop.", "auto"
 )
 @json_option("Print one JSON object: source, model, face, and for each class its scores, evidence and attention.")
 @click.pass_context
@@ -75,7 +76,7 @@ def command(
     known = explainer.predictor.labels
     if label is not None and canonical_label(label) not in map(canonical_label, known):
         raise WrongUse(f"{model_name(network)} has no class {label!r}; it knows {', '.join(known)}.")
-    face = _surest_face(picked, device) if faces == "auto" else None
+    face = surest_face(picked, device) if faces == "auto" else None
     if face is not None:
         picked = explainer.predictor.crops(picked, [face])[0]
     explained = [explainer(picked, name=image)]
@@ -93,18 +94,6 @@ def command(
 
         plots.explanations(picked, explained, out=picture)
         note(f"Wrote {picture}")
-
-
-def _surest_face(picture: Image, device: str | None) -> Face | None:
-    """Return the face that the detector is surest of, and tell what was chosen where that is not plain."""
-    from poster_zoo.faces import FaceDetector
-
-    found: Any = FaceDetector(device=device)(picture)
-    if len(found) > 1:
-        note(f"Of {len(found)} faces the surest is explained.")
-    elif not found:
-        note("No face was found; the whole image is explained.")
-    return next(iter(found), None)
 
 
 def _print_scores(explained: Sequence[Explanation]) -> None:

@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from poster_zoo.cli.errors import WrongUse
+from poster_zoo.cli.output import note
 from poster_zoo.errors import LabelError
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+    from PIL.Image import Image
 
+    from poster_zoo.faces import Face
     from poster_zoo.predict import Predictor
 
-__all__ = ["join", "load_model", "load_predictor", "model_name", "prints"]
+__all__ = ["join", "load_model", "load_predictor", "model_name", "prints", "surest_face"]
 
 
 def load_model(ctx: click.Context, model: str, checkpoint: str | None) -> Any:
@@ -78,3 +81,15 @@ def join(ctx: click.Context, device: str | None) -> PartialState | None:
 def prints(processes: PartialState | None) -> bool:
     """Return whether it is this process that tells the user."""
     return processes is None or processes.is_main_process
+
+
+def surest_face(picture: Image, device: str | None) -> Face | None:
+    """Return the face that the detector is surest of, and say what was chosen where that is not plain."""
+    from poster_zoo.faces import FaceDetector
+
+    (found,) = FaceDetector(device=device).find([picture])
+    if len(found) > 1:
+        note(f"Of {len(found)} faces the surest is taken.")
+    elif not len(found):
+        note("No face was found; the whole image is taken.")
+    return found[0] if len(found) else None

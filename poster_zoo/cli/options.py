@@ -12,6 +12,7 @@ __all__ = [
     "checkpoint_option",
     "device_option",
     "examples",
+    "faces_option",
     "json_option",
     "model_option",
     "plot_option",
@@ -48,6 +49,13 @@ plot_option = click.option(
 def json_option(text: str) -> Callable[[F], F]:
     """Return the option `--json`, whose help says what is printed."""
     return click.option("--json", "as_json", is_flag=True, help=text)
+
+
+def faces_option(text: str, default: str | None = None) -> Callable[[F], F]:
+    """Return the option `--faces`, whose help says what becomes of the faces of an image."""
+    return click.option(
+        "--faces", type=click.Choice(["auto", "none"]), default=default, show_default=default is not None, help=text
+    )
 
 
 def examples(*commands: str) -> str:

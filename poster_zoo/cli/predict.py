@@ -21,6 +21,7 @@ from poster_zoo.cli.options import (
     checkpoint_option,
     device_option,
     examples,
+    faces_option,
     json_option,
     model_option,
     plot_option,
@@ -46,11 +47,9 @@ if TYPE_CHECKING:
 @checkpoint_option
 @device_option
 @batch_size_option
-@click.option(
-    "--faces",
-    type=click.Choice(["auto", "none"]),
-    help="auto: find the faces of each image and answer about each. none: each image is the aligned crop of one face.  "
-    "[default: auto; none with --labels or --out]",
+@faces_option(
+    "auto: find the faces of each image and answer about each. none: each image is the aligned crop of one face.  "
+    "[default: auto; none with --labels or --out]"
 )
 @json_option("Print one JSON object a line: source, label, score, probabilities, face; or source, error.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with a header.")
