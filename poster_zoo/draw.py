@@ -143,7 +143,7 @@ def _box(prediction: Prediction, size: tuple[int, int], scale: float) -> Rect:
     if prediction.face is None:
         return 0, 0, size[0], size[1]
     left, upper, right, lower = (edge * scale for edge in prediction.face.box)
-    return left, upper, right, lower
+    return min(left, right), min(upper, lower), max(left, right), max(upper, lower)  # detectors of others may err
 
 
 class _Page:

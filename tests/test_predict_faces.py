@@ -273,6 +273,11 @@ def test_any_name_can_be_drawn(name: str) -> None:
     assert drawn.size == (640, 480)
 
 
+@pytest.mark.parametrize("box", [(60, 50, 30, 20), (30, 30, 30, 30), (-900, -900, -800, -800), (0, 0, 1e6, 1e6)])
+def test_any_box_can_be_drawn(box: tuple[float, float, float, float]) -> None:
+    assert draw_faces(Image.new("RGB", (64, 48)), [answered(box)]).size == (64, 48)
+
+
 def test_boxes_of_a_picture_that_is_drawn_smaller_shrink_with_it() -> None:
     plain = Image.new("RGB", (320, 240), "white")
     halved = annotate(plain, [answered((300, 200, 400, 320))], scale=0.5).image
