@@ -24,9 +24,10 @@ from poster_zoo.errors import ImageError, LabelError, OptionError, TrainingError
 from poster_zoo.models._builder import ENTRIES
 from poster_zoo.train import RECIPES, ExpressionLoss, Recipe, find_recipe, recipe_for, train, with_settings
 from poster_zoo.train.batches import EpochBatches, epoch_order
-from poster_zoo.train.loop import _optimizer, _schedule
+from poster_zoo.train.loop import _schedule
 from poster_zoo.train.losses import balanced_weights
 from poster_zoo.train.recipe import differences
+from poster_zoo.train.step import make_optimizer
 
 
 def changed(**fields: Any) -> Recipe:
@@ -189,7 +190,7 @@ def test_the_cosine_falls_to_nothing_and_the_rise_comes_first() -> None:
 def test_layers_learn_at_rates_of_their_own() -> None:
     model = small_model()
     recipe = changed(layer_decay=0.5, weight_decay=0.01, optimizer="adamw")
-    optimizer = _optimizer(model, recipe)
+    optimizer = make_optimizer(model, recipe)
     _schedule(optimizer, recipe, 10).step_update(0)
     rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     scale = {
@@ -200,9 +201,29 @@ def test_layers_learn_at_rates_of_their_own() -> None:
     assert min(rate.values()) < 0.2 * recipe.lr
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("name", "theirs"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_adam_steps_as_torchs_plain_loop_does(name: str, theirs: Any, layout: torch.memory_format) -> None:
+    # The fused step pairs weights and gradients by their place in memory, whatever their shapes' order is there.
+    ours, plain = small_model().double().to(memory_format=layout), small_model().double()
+    plain.load_state_dict(ours.state_dict())
+    optimizers = (
+        make_optimizer(ours, changed(optimizer=name, lr=0.01, weight_decay=0.0)),
+        theirs(plain.parameters(), lr=0.01, weight_decay=0.0, foreach=False, fused=False),
+    )
+    images = torch.randn(4, ours.in_chans, *ours.img_size, dtype=torch.float64)
+    for _ in range(3):
+        for model, optimizer in zip((ours, plain), optimizers, strict=True):
+            model.eval()(images).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for mine, other in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-5)
+
+
 def test_an_unknown_optimizer_is_told_with_the_nearest() -> None:
     with pytest.raises(OptionError, match=r"'adamm'.*Did you mean 'adam"):
-        _optimizer(small_model(), changed(optimizer="adamm"))
+        make_optimizer(small_model(), changed(optimizer="adamm"))
 
 
 # --- batches

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -12,7 +13,13 @@ from scipy import stats
 from torch import Tensor
 from torchvision import transforms
 
-from poster_zoo.data.transforms import TRAINING_TRANSFORMS, create_transform, training_transform
+from poster_zoo.data.transforms import (
+    FACE_TRAINING,
+    TRAINING_TRANSFORMS,
+    create_transform,
+    split_transform,
+    training_transform,
+)
 from poster_zoo.errors import OptionError
 
 MODEL = {
@@ -120,6 +127,61 @@ def test_noise_stays_within_0_and_255() -> None:
 def test_the_same_seed_gives_the_same_face() -> None:
     for kind in ("authors", "authors_v2"):
         assert torch.equal(many(kind, sided(), 5), many(kind, sided(), 5))
+
+
+def photograph(channels: int = 3) -> Image.Image:
+    pixels = np.random.RandomState(0).randint(0, 256, (48, 40, channels), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+# What the releases compose, and timm for ours: normalised first, then erased.
+IN_FLOATS = {
+    "authors_v2_rafdb": lambda: transforms.Compose(
+        [
+            transforms.RandomHorizontalFlip(),
+            transforms.Resize((32, 32)),
+            transforms.ToTensor(),
+            transforms.Normalize(MODEL["mean"], MODEL["std"]),
+            transforms.RandomErasing(scale=(0.02, 0.1)),
+        ]
+    ),
+    "authors_v2": lambda: transforms.Compose(
+        [
+            transforms.RandomHorizontalFlip(),
+            transforms.Resize((32, 32)),
+            transforms.ToTensor(),
+            transforms.Normalize(MODEL["mean"], MODEL["std"]),
+            transforms.RandomErasing(p=1, scale=(0.05, 0.05)),
+        ]
+    ),
+    "strong": lambda: create_transform(MODEL, is_training=True),
+}
+
+
+@pytest.mark.parametrize("kind", IN_FLOATS)
+def test_bytes_that_are_normalised_later_give_the_same_numbers(kind: str) -> None:
+    to_bytes, normalise = split_transform(MODEL, kind)
+    seeds = range(40)
+
+    def made_by(transform: Callable[[Image.Image], Tensor]) -> Tensor:
+        images = []
+        for seed in seeds:
+            torch.manual_seed(seed)
+            random.seed(seed)
+            images.append(transform(photograph()))
+        return torch.stack(images)
+
+    expected = made_by(IN_FLOATS[kind]())
+    bytes_ = made_by(to_bytes)
+    assert bytes_.dtype == torch.uint8
+    assert (expected == 0).any()  # something is erased
+    assert torch.equal(normalise(bytes_), expected)
+    assert torch.equal(made_by(training_transform(MODEL, kind)), expected)
+
+
+def test_strong_erases_as_often_as_it_says() -> None:
+    marks = [split_transform(MODEL, "strong")[0](GREY)[3] for _ in range(300)]
+    assert share_is([(mark == 0).any() for mark in marks], FACE_TRAINING["re_prob"])
 
 
 def test_an_unknown_kind_is_told_with_the_nearest() -> None:

@@ -24,8 +24,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.layers import convert_sync_batchnorm
-from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import CosineLRScheduler, StepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from timm.utils.model_ema import ModelEmaV3
@@ -33,8 +31,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from poster_zoo.data.datasets import FaceDataset
-from poster_zoo.data.transforms import create_transform, training_transform
-from poster_zoo.errors import LabelError, OptionError, PosterZooError, TrainingError, nearest
+from poster_zoo.data.transforms import split_transform
+from poster_zoo.errors import LabelError, PosterZooError, TrainingError
 from poster_zoo.evaluate import Evaluation, evaluate
 from poster_zoo.train.batches import EpochBatches, evaluation_loader, seed_everything, training_loader
 from poster_zoo.train.interrupt import Interrupt
@@ -42,7 +40,7 @@ from poster_zoo.train.losses import ExpressionLoss, balanced_weights
 from poster_zoo.train.processes import make_accelerator, on_main
 from poster_zoo.train.recipe import Recipe
 from poster_zoo.train.run import Progress, RunFolder
-from poster_zoo.train.step import NotFinite, Outcome, Step
+from poster_zoo.train.step import NotFinite, Outcome, Step, make_optimizer, on_device
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -116,8 +114,10 @@ def train(
             f"The model has {model.num_classes} classes and {len(labels)} label names ({', '.join(labels)}); "
             f"build it with num_classes={len(labels)}, or give label_names, one a class."
         )
-    changed = data.with_labels(labels).with_transform(training_transform(model, recipe.transform), recipe.soft_targets)
-    plain = valid and valid.with_labels(labels).with_transform(create_transform(model))
+    change, _ = split_transform(model, recipe.transform)
+    resize, _ = split_transform(model)
+    changed = data.with_labels(labels).with_transform(change, recipe.soft_targets)
+    plain = valid and valid.with_labels(labels).with_transform(resize)
     about = {"model": model.pretrained_cfg["architecture"], "labels": list(labels), **(facts or {})}
     about |= {"train_images": len(data), f"{recipe.select_on}_images": len(valid or ())}
     run = RunFolder(out, labels, model_args)
@@ -154,10 +154,11 @@ class _Trainer:
         self.loader = training_loader(data, self.batches, recipe.seed, workers, pin)
         share = -(-recipe.batch_size // (recipe.accumulate * processes))
         self.valid_loader = valid and evaluation_loader(valid, share, process, processes, workers, pin)
+        _, self.normalise = split_transform(model)
 
         # What learns.
-        self.model: Any = _on_device(model, recipe, accelerator)
-        self.optimizer = _optimizer(self.model, recipe)
+        self.model: Any = on_device(model, recipe, accelerator)
+        self.optimizer = make_optimizer(self.model, recipe)
         self.schedule = _schedule(self.optimizer, recipe, len(self.batches))
         weights = balanced_weights(data.labels, len(data.label_names)) if recipe.class_weights else None
         loss = ExpressionLoss.of(recipe, weights if weights is None else weights.to(accelerator.device))
@@ -210,7 +211,7 @@ class _Trainer:
         seed_everything(self.recipe.seed, at.epoch, at.step, self.accelerator.process_index)
         self.schedule.step_update(at.updates)
         try:
-            outcome = self.step(self._moved(images), self._moved(targets), self.batches.images(at.step))
+            outcome = self.step(self._input(images), self._moved(targets), self.batches.images(at.step))
         except NotFinite as error:
             raise self._gone_wrong(error) from error
         if self.ema is not None:
@@ -243,7 +244,7 @@ class _Trainer:
         losses: list[float] = []
         for batch in self.valid_loader or ():
             images, labels = _usable(batch)
-            logits = self.kept(self._moved(images)).float()
+            logits = self.kept(self._input(images)).float()
             answers += logits.argmax(1).tolist()
             losses += F.cross_entropy(logits, self._moved(labels), reduction="none").tolist()
         # Process p has the images p, p + processes, …
@@ -255,10 +256,13 @@ class _Trainer:
         true, found = ([names[int(place)] for place in places] for places in (valid.labels, table[0]))
         return evaluate(true, found, names), float(table[1].mean())
 
+    def _input(self, images: Tensor) -> Tensor:
+        """Return the model's input of a batch of bytes, on the device, in the memory format of the recipe."""
+        layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
+        return self.normalise(self._moved(images)).contiguous(memory_format=layout)
+
     def _moved(self, values: Tensor) -> Tensor:
-        """Return a batch on the device, images in the memory format of the recipe."""
-        layout = torch.channels_last if self.recipe.channels_last and values.ndim == 4 else torch.preserve_format
-        return values.to(self.accelerator.device, non_blocking=True, memory_format=layout)
+        return values.to(self.accelerator.device, non_blocking=True)
 
     def _save(self) -> None:
         state = {
@@ -327,34 +331,6 @@ def label_names_of(model: Any) -> tuple[str, ...]:
     """Return the label names that a model came with, if their number is still right; none where it has none."""
     names = tuple(model.pretrained_cfg.get("label_names") or ())
     return names if len(names) == model.num_classes else ()
-
-
-def _on_device(model: Any, recipe: Recipe, accelerator: Accelerator) -> Any:
-    """Return the model where and as the recipe wants it."""
-    if recipe.sync_batchnorm and accelerator.num_processes > 1:
-        if accelerator.device.type == "cpu":
-            raise OptionError("The recipe's sync_batchnorm needs GPUs; set it to no, or use --device cuda.")
-        model = convert_sync_batchnorm(model)
-    if recipe.grad_checkpointing:
-        model.set_grad_checkpointing(True)
-    layout = torch.channels_last if recipe.channels_last else torch.preserve_format
-    return model.to(accelerator.device, memory_format=layout)
-
-
-def _optimizer(model: Any, recipe: Recipe) -> torch.optim.Optimizer:
-    try:
-        return create_optimizer_v2(
-            model,
-            opt=recipe.optimizer,
-            lr=recipe.lr,
-            weight_decay=recipe.weight_decay,
-            layer_decay=recipe.layer_decay if recipe.layer_decay < 1 else None,
-        )
-    except ValueError as error:
-        names = map(str, list_optimizers())
-        raise OptionError(
-            f"The optimizer {recipe.optimizer!r} cannot be had: {error}.{nearest(recipe.optimizer, names)}"
-        ) from error
 
 
 def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> Scheduler:

@@ -10,9 +10,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from timm.layers import convert_sync_batchnorm
+from timm.optim import create_optimizer_v2, list_optimizers
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from poster_zoo.errors import OptionError, nearest
 from poster_zoo.models.poster import TwoStreams
 from poster_zoo.train.recipe import Recipe
 from poster_zoo.train.sam import SAM
@@ -20,9 +23,49 @@ from poster_zoo.train.sam import SAM
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["BatchNormStatistics", "Network", "NotFinite", "Outcome", "Step"]
+__all__ = ["BatchNormStatistics", "Network", "NotFinite", "Outcome", "Step", "make_optimizer", "on_device"]
 
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def on_device(model: Any, recipe: Recipe, accelerator: Accelerator) -> Any:
+    """Return the model where and as the recipe wants it.
+
+    Raises:
+        OptionError: The recipe wants of a CPU what only GPUs do.
+    """
+    if recipe.sync_batchnorm and accelerator.num_processes > 1:
+        if accelerator.device.type == "cpu":
+            raise OptionError("The recipe's sync_batchnorm needs GPUs; set it to no, or use --device cuda.")
+        model = convert_sync_batchnorm(model)
+    if recipe.grad_checkpointing:
+        model.set_grad_checkpointing(True)
+    layout = torch.channels_last if recipe.channels_last else torch.preserve_format
+    return model.to(accelerator.device, memory_format=layout)
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return the recipe's optimizer over the parameters of `model`.
+
+    Raises:
+        OptionError: There is none of that name, or it cannot be had.
+    """
+    # torch's own make a step in one pass over the weights where they are asked to; timm's know no such thing.
+    fused: Any = {"fused": True} if recipe.optimizer in ("adam", "adamw", "sgd", "momentum") else {}
+    try:
+        return create_optimizer_v2(
+            model,
+            opt=recipe.optimizer,
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            layer_decay=recipe.layer_decay if recipe.layer_decay < 1 else None,
+            **fused,
+        )
+    except ValueError as error:
+        names = map(str, list_optimizers())
+        raise OptionError(
+            f"The optimizer {recipe.optimizer!r} cannot be had: {error}.{nearest(recipe.optimizer, names)}"
+        ) from error
 
 
 class NotFinite(ArithmeticError):
