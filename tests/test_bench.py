@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from plain import PlainPoster
 from torch import nn
 
@@ -68,6 +73,50 @@ def test_the_command_times_every_side_and_writes_the_numbers(tmp_path: Path) -> 
     for side, timing in report["latency"].items():
         assert report["images_per_second"][side] == pytest.approx(2 / timing["median"])
     assert "poster_tiny" in result.output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems tell only the peak of a process's whole life")
+def test_the_peak_of_memory_can_begin_anew() -> None:
+    held = np.ones(25_000_000)
+    bench.reset_peak_memory()
+    low = bench.peak_memory()
+    more = np.ones(25_000_000)
+    assert bench.peak_memory() - low > 0.9 * more.nbytes
+    del held, more
+    bench.reset_peak_memory()
+    assert bench.peak_memory() < low
+
+
+def in_this_process(program: str) -> float:
+    """Run what a fresh interpreter would run: the imports cost nothing here."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(program, {})  # noqa: S102
+    return float(printed.getvalue().split()[-1])
+
+
+def test_start_is_measured_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "_printed_by", in_this_process)
+    start = bench.measure_start("poster_tiny", rounds=3)
+    assert start.file > 4 * poster_zoo.model_info("poster_tiny").parameters  # float32, and the norms' statistics
+    for timing in (start.import_timm, start.import_package, start.construct, start.construct_and_load, start.load):
+        assert timing.rounds == 3
+    assert start.read.median < start.construct_and_load.median
+
+
+def test_training_is_measured_with_one_pass_and_with_two() -> None:
+    training = bench.measure_training("poster_tiny", batch=2, rounds=3, device=torch.device("cpu"))
+    assert set(training.step) == {"plain", "SAM"}
+    for kind, timing in training.step.items():
+        assert training.images_per_second[kind] == pytest.approx(2 / timing.median)
+
+
+def test_data_is_measured_on_one_thread_and_threads_come_back() -> None:
+    threads = torch.get_num_threads()
+    data = bench.measure_data("poster_tiny", side=100, batch=2, rounds=3)
+    assert torch.get_num_threads() == threads
+    assert data.images_per_second == pytest.approx(1 / (data.read.median + data.normalise.median))
+    assert Image.open(io.BytesIO(bench.jpeg(100))).size == (100, 100)
 
 
 @pytest.mark.parametrize(
