@@ -11,11 +11,9 @@ so is timed and not compared.
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +57,9 @@ def main(name: str, batches: tuple[int, ...], rounds: int, threads: int, json_fi
                 f"batch {batch:3}  {side:12} {timing.median * 1e3:9.1f} ms  {plain / timing.median:5.2f} x plain  "
                 f"{report.of_ceiling[side]:5.2f} of the ceiling  difference {report.largest_difference[side]:.1e}"
             )
-        reports.append(asdict(report))
+        reports.append(report)
     if json_file:
-        content = {"machine": bench.describe_machine(device), "ceiling": asdict(ceiling), "reports": reports}
-        Path(json_file).write_text(json.dumps(content, indent=2) + "\n")
+        bench.write_report(json_file, device, ceiling=ceiling, reports=reports)
 
 
 def _sides(
