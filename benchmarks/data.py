@@ -20,7 +20,7 @@ from torchvision import transforms
 import poster_zoo
 from poster_zoo import bench
 from poster_zoo.data.images import read_image
-from poster_zoo.data.transforms import split_transform
+from poster_zoo.data.transforms import quick_resize, split_transform
 
 
 @click.command()
@@ -37,7 +37,7 @@ def main(name: str, batch: int, rounds: int, json_file: str | None) -> None:
     authors = transforms.Compose(
         [transforms.Resize(entry.size), transforms.ToTensor(), transforms.Normalize(entry.mean, entry.std)]
     )
-    resize, normalise = split_transform(model)
+    resize, (_, normalise) = quick_resize(model), split_transform(model)
     reports = []
     for side in (100, 224, 480):
         files = [bench.jpeg(side, seed) for seed in range(batch)]
@@ -45,11 +45,11 @@ def main(name: str, batch: int, rounds: int, json_file: str | None) -> None:
         def by_authors(files: list[bytes] = files) -> Tensor:
             return torch.stack([authors(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
 
-        def by_worker(files: list[bytes] = files) -> list[Tensor]:
-            return [resize(read_image(file)) for file in files]
+        def by_worker(files: list[bytes] = files) -> Tensor:
+            return torch.stack([resize(read_image(file)) for file in files])
 
         def by_all(files: list[bytes] = files) -> Tensor:
-            return normalise(torch.stack([resize(read_image(file)) for file in files]))
+            return normalise(by_worker(files))
 
         levels = float(((by_authors() - by_all()).abs() * torch.tensor(entry.std)[:, None, None]).max() * 255)
         sides = {"authors": by_authors, "worker": by_worker, "all": by_all}

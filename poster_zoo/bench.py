@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from poster_zoo._version import __version__
 from poster_zoo.data.images import read_image
-from poster_zoo.data.transforms import split_transform
+from poster_zoo.data.transforms import quick_resize, split_transform
 from poster_zoo.errors import OptionError
 from poster_zoo.models._registry import create_model
 from poster_zoo.weights.save import save_pretrained
@@ -437,9 +437,10 @@ class Data:
 
 
 def measure_data(name: str, side: int, batch: int, rounds: int) -> Data:
-    """Time the transform for evaluation, on one thread, on a made-up photograph of `side` × `side` pixels."""
+    """Time the steps that training takes, on one thread, on a made-up photograph of `side` × `side` pixels."""
     with torch.device("meta"):
-        resize, normalise = split_transform(create_model(name))
+        model = create_model(name)
+    resize, (_, normalise) = quick_resize(model), split_transform(model)
     file = jpeg(side)
     images = [resize(read_image(file)) for _ in range(batch)]
     threads = torch.get_num_threads()
