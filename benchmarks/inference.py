@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-import tempfile
+import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
@@ -24,6 +23,7 @@ from torch import Tensor
 
 import poster_zoo
 from poster_zoo import bench
+from poster_zoo.engines import on_engine
 
 Side = Callable[[Tensor], Tensor]
 
@@ -38,19 +38,33 @@ Side = Callable[[Tensor], Tensor]
 @click.option("--onnxruntime", is_flag=True, help="Also ONNX Runtime on the exported graph.")
 @click.option("--openvino", is_flag=True, help="Also OpenVINO on the exported graph.")
 @click.option("--upstream", type=click.Path(exists=True, file_okay=False), help="Also the authors' checkout there.")
+@click.option(
+    "--processor-time",
+    is_flag=True,
+    help="Count this process's work instead of the clock: for a busy machine, with --threads 1.",
+)
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write all numbers there.")
-def main(name: str, batches: tuple[int, ...], rounds: int, threads: int, json_file: str | None, **wanted: Any) -> None:
+def main(
+    name: str,
+    batches: tuple[int, ...],
+    rounds: int,
+    threads: int,
+    processor_time: bool,
+    json_file: str | None,
+    **wanted: Any,
+) -> None:
     """Time one model against its plain form and against other engines."""
     torch.set_num_threads(threads)
     device = torch.device("cpu")
     model: Any = poster_zoo.create_model(name).eval()
-    ceiling = bench.measure_ceiling(device, torch.float32)
+    clock = time.process_time if processor_time else time.perf_counter
+    ceiling = bench.measure_ceiling(device, torch.float32, clock=clock)
     click.echo(f"ceiling: {ceiling.convolution / 1e9:.0f} and {ceiling.matmul / 1e9:.0f} GFLOP/s")
-    sides = _sides(model, threads, **wanted)
+    sides = _sides(model, **wanted)
     reports = []
     for batch in batches:
         images = torch.randn(batch, model.in_chans, *model.img_size)
-        report = bench.benchmark(name, sides, images, bench.count_flops(model, images), ceiling, rounds)
+        report = bench.benchmark(name, sides, images, bench.count_flops(model, images), ceiling, rounds, clock)
         plain = report.latency["plain"].median
         for side, timing in report.latency.items():
             click.echo(
@@ -59,12 +73,11 @@ def main(name: str, batches: tuple[int, ...], rounds: int, threads: int, json_fi
             )
         reports.append(report)
     if json_file:
-        bench.write_report(json_file, device, ceiling=ceiling, reports=reports)
+        bench.write_report(json_file, device, clock=clock.__name__, ceiling=ceiling, reports=reports)
 
 
 def _sides(
     model: Any,
-    threads: int,
     compile: bool,
     bfloat16: bool,
     onnxruntime: bool,
@@ -77,41 +90,12 @@ def _sides(
     if bfloat16:
         narrow = poster_zoo.optimize(model, dtype=torch.bfloat16)
         sides["bfloat16"] = lambda images: narrow(images.bfloat16())
-    if onnxruntime or openvino:
-        with tempfile.TemporaryDirectory() as folder:
-            graph = Path(folder) / "model.onnx"
-            _export(model, graph)
-            if onnxruntime:
-                sides["onnxruntime"] = _onnxruntime(graph, threads)
-            if openvino:
-                sides["openvino"] = _openvino(graph, threads)
+    for engine, asked in (("onnxruntime", onnxruntime), ("openvino", openvino)):
+        if asked:
+            sides[engine] = on_engine(model, engine)
     if upstream:
         sides["upstream"] = _upstream(upstream, model)
     return sides
-
-
-def _export(model: Any, graph: Path) -> None:
-    from poster_zoo.export import export
-
-    export(model, graph, format="onnx")
-
-
-def _onnxruntime(graph: Path, threads: int) -> Side:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(graph.read_bytes(), options, providers=["CPUExecutionProvider"])
-    entry = session.get_inputs()[0].name
-    return lambda images: torch.from_numpy(session.run(None, {entry: images.numpy()})[0])
-
-
-def _openvino(graph: Path, threads: int) -> Side:
-    import openvino
-
-    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    compiled = openvino.Core().compile_model(str(graph), "CPU", settings)
-    return lambda images: torch.from_numpy(compiled(images.numpy())[0])
 
 
 def _upstream(folder: str, model: Any) -> Side:

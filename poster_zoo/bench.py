@@ -91,7 +91,10 @@ class Ceiling:
 
 
 def take_turns(
-    sides: Mapping[str, Callable[[], object]], rounds: int, wait: Callable[[], None] | None = None
+    sides: Mapping[str, Callable[[], object]],
+    rounds: int,
+    wait: Callable[[], None] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Call the sides in turn and return how long each takes.
 
@@ -99,6 +102,8 @@ def take_turns(
         sides: What to call, by name. Each is called twice before the clock is looked at.
         rounds: How often.
         wait: What to call before the clock is read, where work goes on after a call: `torch.cuda.synchronize`.
+        clock: What tells the time in seconds. `time.process_time` counts the processor's work for this process alone,
+            which on one thread is hardly more on a machine that is busy with other work.
 
     Raises:
         OptionError: Fewer than three rounds, of which there is no spread.
@@ -108,12 +113,12 @@ def take_turns(
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 2):
         for name, side in sides.items():
-            start = time.perf_counter()
+            start = clock()
             side()
             if wait is not None:
                 wait()
             if turn >= 2:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return {name: _timing(values) for name, values in seconds.items()}
 
 
@@ -122,7 +127,9 @@ def _timing(values: list[float]) -> Timing:
     return Timing(median, (first, third), len(values))
 
 
-def measure_ceiling(device: torch.device, dtype: torch.dtype, rounds: int = 7) -> Ceiling:
+def measure_ceiling(
+    device: torch.device, dtype: torch.dtype, rounds: int = 7, clock: Callable[[], float] = time.perf_counter
+) -> Ceiling:
     """Measure what large convolutions and products of matrices reach."""
     convolution = nn.Conv2d(256, 256, 3, padding=1, bias=False, device=device, dtype=dtype)
     convolution = convolution.to(memory_format=torch.channels_last).requires_grad_(False)
@@ -130,7 +137,10 @@ def measure_ceiling(device: torch.device, dtype: torch.dtype, rounds: int = 7) -
     matrix = torch.randn(2048, 2048, device=device, dtype=dtype)
     with torch.inference_mode():
         timings = take_turns(
-            {"convolution": lambda: convolution(maps), "matmul": lambda: matrix @ matrix}, rounds, waiter(device)
+            {"convolution": lambda: convolution(maps), "matmul": lambda: matrix @ matrix},
+            rounds,
+            waiter(device),
+            clock,
         )
     flops = {"convolution": 2 * maps.numel() * 256 * 9, "matmul": 2 * 2048**3}
     return Ceiling(**{name: flops[name] / timings[name].median for name in flops})
@@ -246,6 +256,7 @@ def benchmark(
     flops: Mapping[str, int],
     ceiling: Ceiling,
     rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Report:
     """Time the sides of one model on one batch; the first side is the one whose answers the others must give.
 
@@ -256,6 +267,7 @@ def benchmark(
         flops: Of one call, as `count_flops` gives them.
         ceiling: Measured in the same run.
         rounds: How often each side is called.
+        clock: As for `take_turns`.
     """
     batch = len(images)
     answers: dict[str, Tensor] = {}
@@ -266,7 +278,7 @@ def benchmark(
             answers[side] = call(images).float()
             memory[side] = peak_memory(images.device)
         calls = {side: (lambda call=call: call(images)) for side, call in sides.items()}
-        latency = take_turns(calls, rounds, waiter(images.device))
+        latency = take_turns(calls, rounds, waiter(images.device), clock)
     first = answers[next(iter(sides))]
     return Report(
         model=name,

@@ -113,10 +113,14 @@ class Predictor:
         faces: "none" for aligned crops, each image being one face; "auto" to find the faces of each image with
             `FaceDetector` and answer about each of them; or a detector to do so with: whatever takes an upright RGB
             image and gives `Faces`, or boxes and points. An image in which no face is found is answered as a whole.
+        engine: What computes the answers: "torch", or on a CPU, in float32, "onnxruntime" or "openvino" on the exported
+            graph, which takes some seconds to make. On some processors one of them is faster.
 
     Raises:
         LabelError: The model has no label names, or not one for each of its outputs.
-        OptionError: The device cannot be used, a number is less than 1, or `faces` is none of these.
+        OptionError: The device cannot be used, there is no such engine, a number is less than 1, or `faces` is none of
+            these.
+        MissingExtraError: The engine is not installed.
     """
 
     def __init__(
@@ -131,21 +135,30 @@ class Predictor:
         num_workers: int = min(4, os.cpu_count() or 1),
         optimize: bool | None = None,
         faces: Literal["auto", "none"] | Detector = "none",
+        engine: str = "torch",
     ) -> None:
         for name, number in (("batch_size", batch_size), ("num_workers", num_workers)):
             if number < 1:
                 raise OptionError(f"{name} is {number}; it must be 1 or more.")
         if device is not None:
             check_device(device)
+        if engine != "torch":
+            from poster_zoo.engines import check_engine
+
+            check_engine(engine)
         by_name = isinstance(model, str)
         if isinstance(model, str):
             from poster_zoo import create_model  # late: the package's front door imports this file
 
             model = create_model(model, pretrained=True)
-            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            device = device or ("cuda" if torch.cuda.is_available() and engine == "torch" else "cpu")
         self.labels = _read_labels(model, labels)
         self._resize, self._normalise = split_transform(model)
-        if (by_name if optimize is None else optimize) and can_optimize(model):
+        if engine != "torch":
+            from poster_zoo.engines import on_engine
+
+            model = on_engine(model, engine)
+        elif (by_name if optimize is None else optimize) and can_optimize(model):
             model = optimized(model, inplace=by_name)
         self.model = model.eval().to(device=device, dtype=dtype)
         numbers = chain(model.parameters(), model.buffers())
