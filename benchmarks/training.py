@@ -100,9 +100,12 @@ def recorded(step: Callable[[], float], losses: list[float]) -> Callable[[], obj
 @click.option("--batch", default=8, show_default=True)
 @click.option("--rounds", default=7, show_default=True)
 @click.option("--threads", default=2, show_default=True)
+@click.option("--only", type=click.Choice(["SAM", "plain"]), help="One kind of step.")
 @click.option("--bfloat16", is_flag=True, help="Also our step under autocast to bfloat16.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write all numbers there.")
-def main(name: str, batch: int, rounds: int, threads: int, bfloat16: bool, json_file: str | None) -> None:
+def main(
+    name: str, batch: int, rounds: int, threads: int, only: str | None, bfloat16: bool, json_file: str | None
+) -> None:
     """Time steps of training, plain and with SAM."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -112,13 +115,20 @@ def main(name: str, batch: int, rounds: int, threads: int, bfloat16: bool, json_
     ours: dict[str, dict[str, Any]] = {"fp32": {}, "channels_last": {"channels_last": True}}
     if bfloat16:
         ours["bf16"] = {"precision": "bf16", "channels_last": True}
-    reports = {}
+    ceiling = bench.measure_ceiling(torch.device("cpu"), torch.float32)
+    click.echo(f"ceiling: {ceiling.convolution / 1e9:.0f} and {ceiling.matmul / 1e9:.0f} GFLOP/s")
+    reports: dict[str, Any] = {}
     for kind, sam in (("SAM", True), ("plain", False)):
+        if only not in (kind, None):
+            continue
         sides = {"authors": authors_step(copy.deepcopy(start), images, targets, sam)}
         for side, settings in ours.items():
             sides[side] = our_step(copy.deepcopy(start), images, targets, sam, **settings)
         losses: dict[str, list[float]] = {side: [] for side in sides}
         timings = bench.take_turns({side: recorded(call, losses[side]) for side, call in sides.items()}, rounds)
+        # After the timings, whose losses begin with the first step.
+        bound = ceiling.seconds(bench.count_flops_of(sides["authors"]))
+        click.echo(f"{kind:6} {'ceiling':14} {bound:7.3f} s would be what the authors' operations take")
         for side, timing in timings.items():
             click.echo(
                 f"{kind:6} {side:14} {timing.median:7.3f} s a step  {batch / timing.median:6.2f} images/s  "
@@ -126,13 +136,20 @@ def main(name: str, batch: int, rounds: int, threads: int, bfloat16: bool, json_
                 f"losses {', '.join(f'{loss:.5f}' for loss in losses[side][:3])}"
             )
         reports[kind] = {side: {**asdict(timing), "losses": losses[side]} for side, timing in timings.items()}
+        reports[kind]["authors' operations at the ceiling"] = bound
     memory = {str(on): saved_for_backward(copy.deepcopy(start), images, on) for on in (False, True)}
     click.echo(
         f"activations of the pyramid: {memory['False'] / 1e6:.0f} MB, with checkpointing {memory['True'] / 1e6:.0f} MB"
     )
     if json_file:
         bench.write_report(
-            json_file, torch.device("cpu"), model=name, batch=batch, steps=reports, activations_of_the_pyramid=memory
+            json_file,
+            torch.device("cpu"),
+            model=name,
+            batch=batch,
+            ceiling=ceiling,
+            steps=reports,
+            activations_of_the_pyramid=memory,
         )
 
 

@@ -44,6 +44,7 @@ __all__ = [
     "Training",
     "benchmark",
     "count_flops",
+    "count_flops_of",
     "describe_machine",
     "jpeg",
     "measure_ceiling",
@@ -94,7 +95,7 @@ def take_turns(
     sides: Mapping[str, Callable[[], object]],
     rounds: int,
     wait: Callable[[], None] | None = None,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] | None = None,
 ) -> dict[str, Timing]:
     """Call the sides in turn and return how long each takes.
 
@@ -102,14 +103,15 @@ def take_turns(
         sides: What to call, by name. Each is called twice before the clock is looked at.
         rounds: How often.
         wait: What to call before the clock is read, where work goes on after a call: `torch.cuda.synchronize`.
-        clock: What tells the time in seconds. `time.process_time` counts the processor's work for this process alone,
-            which on one thread is hardly more on a machine that is busy with other work.
+        clock: What tells the time in seconds; by default the wall's clock. `time.process_time` counts the work that
+            the processor does for this process: on one thread hardly more where it has other work to do as well.
 
     Raises:
         OptionError: Fewer than three rounds, of which there is no spread.
     """
     if rounds < 3:
         raise OptionError(f"{rounds} rounds were asked for; a median and its spread need at least 3.")
+    clock = clock or time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 2):
         for name, side in sides.items():
@@ -128,7 +130,7 @@ def _timing(values: list[float]) -> Timing:
 
 
 def measure_ceiling(
-    device: torch.device, dtype: torch.dtype, rounds: int = 7, clock: Callable[[], float] = time.perf_counter
+    device: torch.device, dtype: torch.dtype, rounds: int = 7, clock: Callable[[], float] | None = None
 ) -> Ceiling:
     """Measure what large convolutions and products of matrices reach."""
     convolution = nn.Conv2d(256, 256, 3, padding=1, bias=False, device=device, dtype=dtype)
@@ -152,9 +154,15 @@ def waiter(device: torch.device) -> Callable[[], None] | None:
 
 
 def count_flops(model: nn.Module, images: Tensor) -> dict[str, int]:
-    """Return the floating-point operations of one call, two a multiply-add, by kind: convolution and matmul."""
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model(images)
+    """Return the floating-point operations of one answer, two a multiply-add, by kind: convolution and matmul."""
+    with torch.inference_mode():
+        return count_flops_of(lambda: model(images))
+
+
+def count_flops_of(call: Callable[[], object]) -> dict[str, int]:
+    """Return the floating-point operations of any call, as `count_flops` does of an answer."""
+    with FlopCounterMode(display=False) as counter:
+        call()
     flops = {"convolution": 0, "matmul": 0}
     for operation, count in counter.get_flop_counts()["Global"].items():
         flops["convolution" if "convolution" in str(operation) else "matmul"] += int(count)
@@ -256,7 +264,7 @@ def benchmark(
     flops: Mapping[str, int],
     ceiling: Ceiling,
     rounds: int,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] | None = None,
 ) -> Report:
     """Time the sides of one model on one batch; the first side is the one whose answers the others must give.
 
