@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import run
 import torch
 from click.testing import CliRunner
 from PIL import Image
@@ -19,6 +21,7 @@ from torch import nn
 import poster_zoo
 from poster_zoo import bench
 from poster_zoo.cli import main
+from poster_zoo.cli.bench import command
 from poster_zoo.errors import OptionError
 
 
@@ -73,6 +76,19 @@ def test_the_command_times_every_side_and_writes_the_numbers(tmp_path: Path) -> 
     for side, timing in report["latency"].items():
         assert report["images_per_second"][side] == pytest.approx(2 / timing["median"])
     assert "poster_tiny" in result.output
+
+
+@pytest.mark.parametrize("name", run.commands())
+def test_one_command_runs_every_benchmark_with_options_that_it_has(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "graph"
+    file.touch()
+    script, *words = run.commands(centerface=str(file), fer=str(file))[name]
+    words += ["--json", str(tmp_path / "out.json")]
+    if script == "-m":
+        assert words[:2] == ["poster_zoo", "bench"]
+        command.make_context("bench", words[2:])
+    else:
+        importlib.import_module(Path(script).stem).main.make_context(script, words)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems tell only the peak of a process's whole life")
