@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import importlib
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -24,6 +26,7 @@ from torch import Tensor
 import poster_zoo
 from poster_zoo import bench
 from poster_zoo.engines import on_engine
+from poster_zoo.export import export
 
 Side = Callable[[Tensor], Tensor]
 
@@ -37,6 +40,7 @@ Side = Callable[[Tensor], Tensor]
 @click.option("--bfloat16", is_flag=True, help="Also the optimized model in bfloat16.")
 @click.option("--onnxruntime", is_flag=True, help="Also ONNX Runtime on the exported graph.")
 @click.option("--openvino", is_flag=True, help="Also OpenVINO on the exported graph.")
+@click.option("--graph", type=click.Path(dir_okay=False), help="Keep the exported graph there, and take it from there.")
 @click.option("--upstream", type=click.Path(exists=True, file_okay=False), help="Also the authors' checkout there.")
 @click.option(
     "--processor-time",
@@ -56,6 +60,7 @@ def main(
     """Time one model against its plain form and against other engines."""
     torch.set_num_threads(threads)
     device = torch.device("cpu")
+    torch.manual_seed(0)
     model: Any = poster_zoo.create_model(name).eval()
     clock = time.process_time if processor_time else time.perf_counter
     ceiling = bench.measure_ceiling(device, torch.float32, clock=clock)
@@ -82,6 +87,7 @@ def _sides(
     bfloat16: bool,
     onnxruntime: bool,
     openvino: bool,
+    graph: str | None,
     upstream: str | None,
 ) -> dict[str, Side]:
     sides: dict[str, Side] = {"plain": PlainPoster(model), "eager": model, "optimized": poster_zoo.optimize(model)}
@@ -90,9 +96,12 @@ def _sides(
     if bfloat16:
         narrow = poster_zoo.optimize(model, dtype=torch.bfloat16)
         sides["bfloat16"] = lambda images: narrow(images.bfloat16())
-    for engine, asked in (("onnxruntime", onnxruntime), ("openvino", openvino)):
-        if asked:
-            sides[engine] = on_engine(model, engine)
+    engines = [name for name, asked in (("onnxruntime", onnxruntime), ("openvino", openvino)) if asked]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(graph or Path(folder) / "model.onnx")
+        if engines and not file.exists():
+            export(model, file)
+        sides |= {name: on_engine(model, name, file) for name in engines}
     if upstream:
         sides["upstream"] = _upstream(upstream, model)
     return sides

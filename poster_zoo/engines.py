@@ -61,7 +61,7 @@ class OtherEngine(nn.Module):
         return self
 
 
-def on_engine(model: nn.Module, engine: str) -> OtherEngine:
+def on_engine(model: nn.Module, engine: str, graph: Path | None = None) -> OtherEngine:
     """Return a model that answers as `model` does, computed by another runtime with as many threads as torch has.
 
     It takes some seconds: the graph is exported and compared first.
@@ -69,6 +69,7 @@ def on_engine(model: nn.Module, engine: str) -> OtherEngine:
     Args:
         model: A model of the zoo that was not optimized, in float32 on the CPU.
         engine: "onnxruntime" or "openvino".
+        graph: What `export` made of that model before, if it did.
 
     Raises:
         OptionError: There is no such engine; the model is elsewhere or in another type, or cannot be exported.
@@ -79,9 +80,7 @@ def on_engine(model: nn.Module, engine: str) -> OtherEngine:
     if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in model.parameters()):
         raise OptionError(f"{engine} takes a model in float32 on the CPU; give it one that was moved and cast there.")
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.onnx"
-        export(model, file)
-        run = ENGINES[engine](file)
+        run = ENGINES[engine](graph or export(model, Path(folder) / "model.onnx").out)
     return OtherEngine(model.eval(), engine, run)
 
 
