@@ -26,6 +26,7 @@ __all__ = [
     "TrainingError",
     "UnknownArgumentError",
     "UnknownModelError",
+    "VideoError",
     "WeightsError",
     "WeightsMismatchError",
     "WeightsNotFoundError",
@@ -84,6 +85,10 @@ class LabelError(PosterZooError, ValueError):
 
 class ImageError(PosterZooError, ValueError):
     """A file, byte string or array that does not hold an image we can read."""
+
+
+class VideoError(PosterZooError, ValueError):
+    """A file that does not hold a video we can read, or a camera that cannot be used."""
 
 
 class MissingImageError(ImageError, FileNotFoundError):

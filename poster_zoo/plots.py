@@ -43,6 +43,7 @@ __all__ = [
     "MISTAKES_LIMIT",
     "PHOTOGRAPHS_LIMIT",
     "SHEET_LIMIT",
+    "TIMELINE_LIMIT",
     "calibration",
     "check_output",
     "comparison",
@@ -53,6 +54,7 @@ __all__ = [
     "landmarks",
     "mistakes",
     "photographs",
+    "timeline",
     "write_whole",
 ]
 
@@ -60,6 +62,7 @@ FORMATS = (".png", ".svg", ".pdf")
 SHEET_LIMIT = 120
 PHOTOGRAPHS_LIMIT = 24
 MISTAKES_LIMIT = 40
+TIMELINE_LIMIT = 12
 
 # The 68 points of 300-W: name, first and one past the last point, and whether the line closes.
 LANDMARK_GROUPS = (
@@ -617,6 +620,53 @@ def _draw_curves(axes: Axes, rows: Sequence[Mapping[str, Any]], keys: Sequence[s
     axes.set(xlabel="epoch", ylabel="accuracy" if keys[0].endswith("accuracy") else "loss")
     axes.grid(color="#dddddd")
     axes.legend(fontsize=8)
+
+
+def timeline(
+    faces: Mapping[int, ArrayLike], labels: Sequence[str], width: float, *, out: str | Path, title: str | None = None
+) -> None:
+    """Draw each face's expressions over time: a row for each class, the brighter the likelier.
+
+    Args:
+        faces: By each face's number its probabilities (intervals, classes), NaN where it is not seen. The
+            `TIMELINE_LIMIT` that are seen longest are drawn, in the order of their numbers.
+        labels: The classes.
+        width: Seconds of an interval.
+        out: The file to write.
+        title: What stands above.
+
+    Raises:
+        OutputError: `out` cannot be written.
+        MissingExtraError: matplotlib is not installed.
+    """
+    out = check_output(out)
+    rows = {number: np.asarray(values, dtype=float) for number, values in faces.items()}
+    longest = sorted(rows, key=lambda number: (-np.isfinite(rows[number][:, 0]).sum(), number))[:TIMELINE_LIMIT]
+    shown = sorted(longest)
+    height = 0.22 * len(labels) + 0.35
+    figure = _new_figure(9, max(1, len(shown)) * height + 1, layout="constrained")
+    left_out = f": the {len(shown)} of {len(rows)} faces that are seen longest" if len(shown) < len(rows) else ""
+    figure.suptitle(f"{_shorten(title or 'Expressions over time', 60)}{left_out}", fontsize=10, parse_math=False)
+    if not shown:
+        figure.text(0.5, 0.4, "no face was seen", ha="center", color=_GREY)
+        _save(figure, out)
+        return
+    panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+    heat = None
+    for axes, number in zip(panels, shown, strict=True):
+        values = rows[number].T
+        axes.set_facecolor("#dddddd")  # where the face is not seen
+        heat = axes.imshow(
+            np.ma.masked_invalid(values), cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="nearest",
+            extent=(0, values.shape[1] * width, len(labels) - 0.5, -0.5),
+        )  # fmt: skip
+        axes.set_yticks(range(len(labels)), [_shorten(label, 16) for label in labels], fontsize=7, parse_math=False)
+        axes.set_title(f"face {number}", fontsize=8, loc="left", pad=2)
+        axes.tick_params(axis="x", labelsize=7)
+    panels[-1].set_xlabel("seconds; grey where the face is not seen", fontsize=8)
+    if heat is not None:
+        figure.colorbar(heat, ax=list(panels), label="probability", pad=0.01, aspect=30)
+    _save(figure, out)
 
 
 def landmarks(image: Any, points: ArrayLike, *, out: str | Path) -> None:

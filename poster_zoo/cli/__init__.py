@@ -23,6 +23,7 @@ from poster_zoo.cli import (
     prepare,
     publish,
     train,
+    video,
 )
 from poster_zoo.cli.errors import CommandGroup
 
@@ -42,6 +43,7 @@ for module in (
     list_models,
     info,
     predict,
+    video,
     landmarks,
     explain,
     prepare,

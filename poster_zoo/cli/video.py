@@ -1,0 +1,209 @@
+"""`poster-zoo video`: the expression of every face in a video or before a camera."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from poster_zoo.cli.errors import WrongUse
+from poster_zoo.cli.inputs import check_picture
+from poster_zoo.cli.models import load_model, load_predictor
+from poster_zoo.cli.options import (
+    checkpoint_option,
+    device_option,
+    examples,
+    json_option,
+    model_option,
+    plot_option,
+)
+from poster_zoo.cli.output import note, print_json, print_table
+
+if TYPE_CHECKING:
+    from poster_zoo.video import FrameAnswer, Timeline
+
+_SECONDS = click.FloatRange(min=0)
+
+
+@click.command(
+    "video",
+    epilog=examples(
+        "poster-zoo video talk.mp4 --out annotated.mp4 --csv timeline.csv --plot timeline.png",
+        "poster-zoo video camera --seconds 10 --csv timeline.csv",
+    ),
+)
+@click.argument("source", metavar="FILE_OR_CAMERA", type=click.Path())
+@model_option
+@checkpoint_option
+@device_option
+@click.option(
+    "--out", type=click.Path(), metavar="FILE", help="Write the video with boxes, labels and bars: .mp4, .mkv or .mov."
+)
+@click.option(
+    "--csv",
+    "table",
+    type=click.Path(),
+    metavar="FILE",
+    help="Write a row for each face of each frame: time, face, box, label, probabilities.",
+)
+@plot_option
+@json_option("Print one JSON object a frame: frame, time, faces.")
+@click.option("--seconds", type=_SECONDS, metavar="S", help="Stop after so many seconds of the video.")
+@click.option(
+    "--smoothing",
+    type=_SECONDS,
+    default=0.5,
+    show_default=True,
+    metavar="S",
+    help="Time constant of the probabilities' exponential smoothing; 0 for none.",
+)
+@click.option(
+    "--keep",
+    type=_SECONDS,
+    default=1.5,
+    show_default=True,
+    metavar="S",
+    help="How long a face may be gone and still keep its number.",
+)
+@click.pass_context
+def command(
+    ctx: click.Context,
+    source: str,
+    model: str,
+    checkpoint: str | None,
+    device: str | None,
+    out: str | None,
+    table: str | None,
+    plot: str | None,
+    as_json: bool,
+    seconds: float | None,
+    smoothing: float,
+    keep: float,
+) -> None:
+    """Name the expression of every face in a video, over time.
+
+    FILE_OR_CAMERA is a video file; or "camera", "camera:NAME" or a device such as /dev/video0. Each face has one number
+    throughout. Ends with a table of the faces: from when to when they are seen, and their expressions.
+
+    A file that is damaged or breaks off is answered as far as it can be read, which is said, and the exit status is 1.
+    A camera goes on until --seconds are over or Ctrl-C is pressed; what was asked for is then written as usual. The
+    annotated video has no sound.
+
+    Needs poster-zoo[video].
+    """
+    from poster_zoo.video import Timeline, VideoPredictor, check_video_output, open_video
+
+    picture = check_picture(plot, [source])
+    written = [Path(path) for path in (out, table) if path is not None]
+    if out is not None:
+        check_video_output(out)
+    if table is not None:
+        _check_table(table)
+    for path in written:
+        if os.path.realpath(path) == os.path.realpath(source):
+            raise WrongUse(f"{str(path)!r} would overwrite the video that is read; give it another name.")
+
+    with open_video(source) as video:
+        predictor = load_predictor(load_model(ctx, model, checkpoint), device, 32, None, progress=False)
+        answers = VideoPredictor(predictor, smoothing=smoothing, keep=keep)(video)
+        timeline = Timeline(predictor.labels)
+        live = not hasattr(video, "skipped")
+        frames, began = 0, time.perf_counter()
+        with _writers(out, table, video.rate, predictor.labels) as writers:
+            try:
+                for answer in _with_progress(_until(answers, seconds), video, seconds):
+                    timeline.add(answer)
+                    for write in writers:
+                        write(answer)
+                    if as_json:
+                        print_json(answer.to_dict())
+                    frames += 1
+            except KeyboardInterrupt:
+                if live:
+                    raise
+                note("")  # below ^C, which is how a camera is meant to be stopped
+        rate = frames / max(time.perf_counter() - began, 1e-9)
+        trouble = video.trouble
+        skipped = getattr(video, "skipped", 0)
+
+    left_out = f", {skipped} that came in between were left out" if skipped else ""
+    note(f"{frames} frames, {len(timeline.faces)} faces, {rate:.1f} frames a second{left_out}.")
+    if not as_json:
+        _print_faces(timeline)
+    for path in written:
+        if path.exists():
+            note(f"Wrote {path}")
+    if picture is not None:
+        _draw(timeline, picture, source)
+        note(f"Wrote {picture}")
+    if trouble is not None:
+        note(trouble)
+        ctx.exit(1)
+
+
+def _check_table(table: str) -> None:
+    path = Path(table)
+    if path.is_dir():
+        raise WrongUse(f"The table {table!r} is a folder; add a file name.")
+    if not path.parent.is_dir():
+        raise WrongUse(f"The table {table!r} has no folder to go to; make {str(path.parent)!r} first.")
+    if not os.access(path.parent, os.W_OK):
+        raise WrongUse(f"The table {table!r} cannot be written: the folder {str(path.parent)!r} is read-only.")
+
+
+@contextlib.contextmanager
+def _writers(out: str | None, table: str | None, rate: float | None, labels: Iterable[str]) -> Iterator[list[Any]]:
+    """Give what each answer is to be handed to."""
+    from poster_zoo.video import VideoWriter, annotate, csv_writer
+
+    with contextlib.ExitStack() as stack:
+        writers: list[Any] = []
+        if out is not None:
+            film = stack.enter_context(VideoWriter(out, rate))
+            writers.append(lambda answer: film.write(annotate(answer), answer.time))
+        if table is not None:
+            writers.append(stack.enter_context(csv_writer(table, tuple(labels))))
+        yield writers
+
+
+def _until(answers: Iterable[FrameAnswer], seconds: float | None) -> Iterator[FrameAnswer]:
+    return iter(answers) if seconds is None else itertools.takewhile(lambda answer: answer.time < seconds, answers)
+
+
+def _with_progress(answers: Iterable[FrameAnswer], video: Any, seconds: float | None) -> Iterator[FrameAnswer]:
+    """Draw a bar with frames a second where stderr is a terminal."""
+    if not (sys.stderr and sys.stderr.isatty()):
+        yield from answers
+        return
+    from tqdm import tqdm
+
+    total = video.frames
+    if seconds is not None:
+        total = min(total or sys.maxsize, round(seconds * video.rate)) if video.rate else None
+    yield from tqdm(answers, total=total, unit=" frames", file=sys.stderr)
+
+
+def _print_faces(timeline: Timeline) -> None:
+    if not timeline.faces:
+        note("No face was seen.")
+        return
+    rows = [("face", "from", "to", "frames", "expressions")]
+    for number, line in sorted(timeline.faces.items()):
+        ranked = sorted(line.labels.items(), key=lambda item: -item[1])
+        shares = ", ".join(f"{label} {count / line.frames:.0%}" for label, count in ranked)
+        rows.append((str(number), f"{line.first:.2f} s", f"{line.last:.2f} s", str(line.frames), shares))
+    print_table(rows, right=[0, 1, 2, 3])
+
+
+def _draw(timeline: Timeline, picture: Path, source: str) -> None:
+    from poster_zoo import plots
+
+    faces = {number: timeline.means(number) for number in timeline.faces}
+    plots.timeline(faces, timeline.labels, timeline.width, out=picture, title=os.path.basename(source))

@@ -1,0 +1,411 @@
+"""Video in and out, by PyAV, which carries its own ffmpeg: frames upright, in RGB, each at its own time.
+
+What is decided here:
+
+- A frame's time is the one that the file or camera gives it, counted from the first frame, so that variable frame rates
+  come out right. Where a frame has none, or one that does not come after its predecessor's, it is a usual step later.
+- Stored rotation is applied, and pixels that are not square are made so along the rows.
+- A damaged packet is passed over. A file that breaks off gives all that can be read; `trouble` then says what is amiss.
+- Only containers of video are opened, no playlists, and a file cannot name another one: what strangers upload reads
+  nothing else. Addresses of the network are refused.
+- A camera gives its newest frame: those that came while the caller was busy are left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import re
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from poster_zoo.errors import MissingExtraError, OptionError, OutputError, VideoError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+
+__all__ = ["CONTAINERS", "Camera", "Frame", "Video", "VideoWriter", "check_video_output", "whole_file"]
+
+CONTAINERS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "ogg", "asf", "gif", "mjpeg", "h264")
+"""What ffmpeg calls the formats that are opened."""
+
+_FORMATS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}  # that are written
+
+_CAMERAS = {"linux": "v4l2", "darwin": "avfoundation", "win32": "dshow"}
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_CLOCK = 90_000  # ticks a second of the times that are written, as in MPEG streams
+_USUAL_RATE = 25.0  # where nothing tells
+_MUCH_SHORTER = 1.0  # seconds that a file may end before it says, which depends on sound and rounding
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of a video.
+
+    Attributes:
+        index: Its place, counted from 0; of a camera's, those that were left out are not counted.
+        time: Seconds since the first frame.
+        image: Upright, RGB.
+    """
+
+    index: int
+    time: float
+    image: Image.Image
+
+
+class Video:
+    """The frames of a video file, one after the other: `for frame in Video("talk.mp4")`.
+
+    Args:
+        file: A file's path.
+
+    Raises:
+        VideoError: It is not there, is no video or has no pictures.
+        MissingExtraError: PyAV is not installed.
+
+    Attributes:
+        trouble: After the last frame one sentence where the file is damaged or cut short, else None.
+        rate: Frames a second on average, as the file says, or None.
+        frames: About how many frames there are, or None.
+        duration: Seconds, as the file says, or None.
+    """
+
+    def __init__(self, file: str | os.PathLike[str]) -> None:
+        self.name = os.fspath(file)
+        if _URL.match(self.name):
+            raise VideoError(f"{self.name!r} is a URL; download it first and give the file's path.")
+        if os.path.isdir(file):
+            raise VideoError(f"{self.name!r} is a folder; give one video file.")
+        # The list names demuxers; matroska's, for one, is called by both of its names.
+        self._container = _opened(self.name, options={"format_whitelist": ",".join(CONTAINERS)})
+        stream = self._container.streams.video[0]
+        stream.thread_type = "AUTO"  # type: ignore[assignment]  # a setter that takes names too
+        self.rate = float(stream.average_rate) if stream.average_rate else None
+        self.duration = _duration(self._container)
+        counted = round(self.duration * self.rate) if self.duration and self.rate else None
+        self.frames: int | None = stream.frames or counted
+        self.trouble: str | None = None
+
+    def __iter__(self) -> Iterator[Frame]:
+        damaged: list[bool] = []
+        clock = _Clock(self.rate)
+        last = None
+        for index, picture in enumerate(_decoded(self._container, damaged)):
+            last = Frame(index, clock.time(picture), _upright(picture))
+            yield last
+        self._say_trouble(last, len(damaged))
+
+    def _say_trouble(self, last: Frame | None, damaged: int) -> None:
+        step = 1 / (self.rate or _USUAL_RATE)
+        if last is None:
+            self.trouble = f"{self.name!r} holds no frame that can be read."
+        elif self.duration and last.time + step < self.duration - max(_MUCH_SHORTER, 2 * step):
+            self.trouble = f"{self.name!r} breaks off after {last.time + step:.1f} of {self.duration:.1f} seconds."
+        elif damaged:
+            self.trouble = f"{self.name!r} is damaged: {damaged} of its packets could not be read."
+
+    def close(self) -> None:
+        """Close the file."""
+        self._container.close()
+
+    def __enter__(self) -> Video:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Camera:
+    """The frames of a camera as they come, without end: `for frame in Camera()`.
+
+    A thread reads the camera, and an iteration takes the newest frame.
+
+    Args:
+        device: Its name: on Linux /dev/video0 and the like, on macOS a number, on Windows "video=NAME".
+        container: What ffmpeg calls the kind of device; by default this system's: v4l2, avfoundation or dshow.
+        options: For ffmpeg, such as {"video_size": "640x480", "framerate": "30"}, which are the default; what the
+            camera does not have, it refuses.
+
+    Raises:
+        VideoError: The camera cannot be opened.
+        MissingExtraError: PyAV is not installed.
+        OptionError: No kind of device is known for this system.
+
+    Attributes:
+        trouble: One sentence where the camera broke off, else None.
+        skipped: How many frames were left out so far.
+    """
+
+    rate = frames = duration = None
+
+    def __init__(
+        self, device: str = "/dev/video0", *, container: str | None = None, options: dict[str, str] | None = None
+    ) -> None:
+        kind = container or _CAMERAS.get(sys.platform)
+        if kind is None:
+            raise OptionError(f"No kind of camera is known for {sys.platform}; give `container`, as ffmpeg calls it.")
+        self.name = device
+        wanted = {"video_size": "640x480", "framerate": "30"} if options is None else options
+        self._container = _opened(device, container=kind, options=wanted)
+        self.trouble: str | None = None
+        self.skipped = 0
+        self._newest: VideoFrame | None = None
+        self._ended = self._closing = False
+        self._news = threading.Condition()
+        self._thread = threading.Thread(target=self._read, name="poster_zoo_camera", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        damaged: list[bool] = []
+        try:
+            for picture in _decoded(self._container, damaged):
+                with self._news:
+                    if self._closing:
+                        break
+                    self.skipped += self._newest is not None
+                    self._newest = picture
+                    self._news.notify()
+        finally:
+            with self._news:
+                self._ended = True
+                self._news.notify()
+
+    def __iter__(self) -> Iterator[Frame]:
+        clock = _Clock(None)
+        index = 0
+        while True:
+            with self._news:
+                # A wait without an end would not let Ctrl-C through on every system.
+                while self._newest is None and not self._ended:
+                    self._news.wait(0.1)
+                picture, self._newest = self._newest, None
+            if picture is None:
+                if not self._closing:
+                    self.trouble = f"The camera {self.name!r} gave no more frames."
+                return
+            yield Frame(index, clock.time(picture), _upright(picture))
+            index += 1
+
+    def close(self) -> None:
+        """Let go of the camera."""
+        with self._news:
+            self._closing = True
+        self._thread.join(timeout=5)
+        if not self._thread.is_alive():
+            self._container.close()
+
+    def __enter__(self) -> Camera:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class VideoWriter:
+    """Writes frames with their times into a video: H.264 where this PyAV has an encoder, MPEG-4 otherwise.
+
+    The file is written beside its place and renamed at the end of the `with` block; where that ends in an exception, or
+    without any frame, there is none. An odd width or height loses its last column or row, as the encoders want even
+    ones. Sound is not written.
+
+    Args:
+        out: The file: .mp4, .mkv or .mov.
+        rate: Frames a second on average, as a hint to players; times are kept whatever it is.
+
+    Raises:
+        OutputError: The file cannot be written there.
+    """
+
+    def __init__(self, out: str | os.PathLike[str], rate: float | None = None) -> None:
+        self.out = check_video_output(out)
+        self._rate = Fraction(rate or _USUAL_RATE).limit_denominator(1001)
+        self._whole = contextlib.ExitStack()
+        self._container: Any = None
+        self._stream: Any = None
+        self._last = -1
+
+    def __enter__(self) -> VideoWriter:
+        self._beside = self._whole.enter_context(whole_file(self.out))
+        return self
+
+    def write(self, image: Image.Image, time: float) -> None:
+        """Add a picture that is shown from `time` on, in seconds; all are as large as the first.
+
+        Raises:
+            OptionError: It is of another size.
+            MissingExtraError: PyAV is not installed.
+        """
+        av = _av()
+        even = (image.width // 2 * 2, image.height // 2 * 2)
+        if self._container is None:
+            self._open(*even)
+        if even != (self._stream.width, self._stream.height):
+            raise OptionError(f"A frame is {image.width} × {image.height}; all frames of a video are of one size.")
+        pixels = np.asarray(image.crop((0, 0, *even)) if image.size != even else image)
+        picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        self._last = max(round(time * _CLOCK), self._last + 1)
+        picture.pts, picture.time_base = self._last, Fraction(1, _CLOCK)
+        self._container.mux(self._stream.encode(picture))
+
+    def _open(self, width: int, height: int) -> None:
+        av = _av()
+        codec = next((name for name in ("libx264", "libopenh264") if name in av.codecs_available), "mpeg4")
+        # MPEG-4 counts at most 65535 ticks a second.
+        self._container = av.open(str(self._beside), "w", format=_FORMATS[self.out.suffix.lower()])
+        self._stream = self._container.add_stream(codec, rate=self._rate)
+        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+        self._stream.codec_context.time_base = Fraction(1, 60_000 if codec == "mpeg4" else _CLOCK)
+        if codec == "libx264":
+            self._stream.options = {"preset": "veryfast", "crf": "21"}
+        else:
+            self._stream.bit_rate = width * height * 8
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._container is not None:
+                if kind is None:
+                    self._container.mux(self._stream.encode(None))
+                    self._container.close()
+                else:
+                    with contextlib.suppress(Exception):  # what made us give up may come again
+                        self._container.close()
+        except BaseException as late:
+            self._whole.__exit__(type(late), late, late.__traceback__)
+            raise
+        self._whole.__exit__(kind, error, trace)
+
+
+@contextlib.contextmanager
+def whole_file(out: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a place beside `out` to write at, and rename what is there in the end; after an exception nothing is left."""
+    place = Path(os.path.realpath(out))
+    beside = place.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        yield beside
+        if beside.exists():
+            os.replace(beside, place)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def check_video_output(out: str | os.PathLike[str]) -> Path:
+    """Return where a video can be written, or say why not, before anything long begins.
+
+    Raises:
+        OutputError: Another ending, a folder that is not there or may not be written to.
+    """
+    path = Path(out)
+    if path.suffix.lower() not in _FORMATS:
+        raise OutputError(f"A video cannot be written as {str(path)!r}; end its name in {', '.join(_FORMATS)}.")
+    if path.is_dir():
+        raise OutputError(f"A video cannot be written to {str(path)!r}, which is a folder; add a file name.")
+    if not path.parent.is_dir():
+        raise OutputError(f"The video {str(path)!r} has no folder to go to; make {str(path.parent)!r} first.")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"The video {str(path)!r} cannot be written: the folder {str(path.parent)!r} is read-only.")
+    return path
+
+
+class _Clock:
+    """Turns what frames say of their time into seconds since the first that never go back."""
+
+    def __init__(self, rate: float | None) -> None:
+        self.step = 1 / (rate or _USUAL_RATE)
+        self.first: float | None = None
+        self.last = -self.step
+
+    def time(self, picture: VideoFrame) -> float:
+        told: float | None = picture.time  # typed as a number, and None all the same where there is none
+        if told is not None and self.first is None:
+            self.first = told - max(self.last + self.step, 0)
+        time = self.last + self.step if told is None or self.first is None else told - self.first
+        if time <= self.last:
+            # The times began anew, as where recordings were joined: they go on from here.
+            time = self.last + self.step
+            self.first = None if told is None else told - time
+        self.last = time
+        return time
+
+
+def _av() -> Any:
+    try:
+        av = importlib.import_module("av")
+    except ImportError as error:
+        raise MissingExtraError(
+            'Video needs PyAV, which is not installed: pip install "poster-zoo[video]".'
+        ) from error
+    return av
+
+
+def _opened(name: str, container: str | None = None, options: dict[str, str] | None = None) -> InputContainer:
+    av = _av()
+    what = f"The camera {name!r}" if container else repr(name)
+    try:
+        opened: InputContainer = av.open(name, format=container, options=options or {})
+    except av.FFmpegError as error:
+        if isinstance(error, FileNotFoundError):
+            advice = "plug it in or name another" if container else "check the path"
+            raise VideoError(f"{what} does not exist; {advice}.") from error
+        if container:
+            raise VideoError(f"{what} cannot be used: {error.strerror}; is another program using it?") from error
+        if isinstance(error, PermissionError):
+            raise VideoError(f"{what} cannot be opened: {error.strerror}; check its permissions.") from error
+        raise VideoError(
+            f"{what} is damaged or no video in a format that is read here ({', '.join(CONTAINERS)}); "
+            f"convert it to MP4, or fetch it again."
+        ) from error
+    if not opened.streams.video:
+        opened.close()
+        raise VideoError(f"{what} holds no pictures; give a video, not a recording of sound.")
+    return opened
+
+
+def _duration(container: InputContainer) -> float | None:
+    """Return seconds: of the pictures where the file tells them, or else of the whole."""
+    stream = container.streams.video[0]
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    return container.duration / 1_000_000 if container.duration else None
+
+
+def _decoded(container: InputContainer, damaged: list[bool]) -> Iterator[VideoFrame]:
+    """Yield the pictures, passing over damaged packets, of which `damaged` gets one item each."""
+    av = _av()
+    packets = container.demux(container.streams.video[0])
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.FFmpegError:  # what comes after is out of reach
+            damaged.append(True)
+            return
+        if packet is None:
+            return
+        try:
+            pictures = packet.decode()
+        except av.FFmpegError:
+            damaged.append(True)
+            continue
+        yield from pictures
+
+
+def _upright(picture: VideoFrame) -> Image.Image:
+    """Return an upright RGB image of square pixels."""
+    ratio = getattr(picture, "sample_aspect_ratio", None)
+    width = round(picture.width * ratio) if ratio else picture.width
+    pixels = picture.to_ndarray(format="rgb24", width=width, height=picture.height)
+    turns = round(picture.rotation / 90) % 4
+    return Image.fromarray(np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels)

@@ -1,0 +1,379 @@
+"""A video → each face in it, and its expression over time.
+
+>>> from poster_zoo.video import VideoPredictor  # needs the extra `video`
+>>> predict = VideoPredictor("poster_tiny")  # doctest: +SKIP
+>>> for frame in predict("talk.mp4"):  # doctest: +SKIP
+...     for face in frame.faces:
+...         print(f"{frame.time:.2f} s: face {face.number}, {face.label} {face.score:.2f}")
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias, cast
+
+import numpy as np
+from PIL import Image
+from torch import nn
+
+from poster_zoo.draw import draw_faces
+from poster_zoo.errors import OptionError, WeightsError
+from poster_zoo.faces import Detector, Face
+from poster_zoo.faces.track import FaceTracker
+from poster_zoo.faces.video import Camera, Frame, Video, VideoWriter, check_video_output, whole_file
+from poster_zoo.predict import Prediction, Predictor
+
+__all__ = [
+    "Camera",
+    "FaceAnswer",
+    "FaceLine",
+    "Frame",
+    "FrameAnswer",
+    "Timeline",
+    "Video",
+    "VideoPredictor",
+    "VideoWriter",
+    "annotate",
+    "check_video_output",
+    "csv_writer",
+    "open_video",
+]
+
+Row: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
+
+_FIRST_CAMERA = "/dev/video0"
+_POINTS = 1000  # of a timeline, at most
+
+
+@dataclass(frozen=True)
+class FaceAnswer:
+    """One face in one frame.
+
+    Attributes:
+        number: Whose face it is, from 1; the same in every frame.
+        face: Its box, points and the detector's score.
+        label: Name of the likeliest class of `probabilities`.
+        score: Its probability, in 0…1.
+        probabilities: Of every class, smoothed over time; they add up to 1.
+        momentary: The same of this frame alone.
+    """
+
+    number: int
+    face: Face
+    label: str
+    score: float
+    probabilities: dict[str, float]
+    momentary: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return `number`, `label`, `score`, `probabilities`, `momentary` and `face`, ready for JSON."""
+        return {
+            "number": self.number,
+            "label": self.label,
+            "score": self.score,
+            "probabilities": dict(self.probabilities),
+            "momentary": dict(self.momentary),
+            "face": self.face.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class FrameAnswer:
+    """One frame of a video.
+
+    Attributes:
+        frame: The picture, its place and its time.
+        faces: What was seen, longest known first.
+    """
+
+    frame: Frame
+    faces: tuple[FaceAnswer, ...]
+
+    @property
+    def index(self) -> int:
+        """The frame's place, from 0."""
+        return self.frame.index
+
+    @property
+    def time(self) -> float:
+        """Seconds since the first frame."""
+        return self.frame.time
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return `frame`, `time` and `faces`, ready for JSON."""
+        return {"frame": self.index, "time": round(self.time, 6), "faces": [face.to_dict() for face in self.faces]}
+
+
+class Source(Protocol):
+    """A video or a camera: frames, and what is known of them."""
+
+    name: str
+    trouble: str | None
+    rate: float | None
+    frames: int | None
+    duration: float | None
+
+    def __iter__(self) -> Iterator[Frame]: ...
+    def __enter__(self) -> Any: ...
+    def __exit__(self, *_: Any) -> None: ...
+
+
+def open_video(source: str | os.PathLike[str]) -> Video | Camera:
+    """Open a video file; or a camera, which is "camera", "camera:NAME" or a device such as /dev/video0.
+
+    Raises:
+        VideoError: It cannot be read.
+        MissingExtraError: PyAV is not installed.
+    """
+    name = os.fspath(source)
+    if name == "camera":
+        return Camera(_FIRST_CAMERA) if os.path.exists(_FIRST_CAMERA) or os.name == "posix" else Camera("0")
+    if name.startswith("camera:"):
+        return Camera(name.removeprefix("camera:"))
+    return Camera(name) if name.startswith("/dev/video") else Video(name)
+
+
+class VideoPredictor:
+    """Names the expression of every face in every frame: an iterator over what a video or a camera shows.
+
+    Each call begins anew, with face 1. Memory does not grow with the length of the video.
+
+    Args:
+        model: Name of a model, a model, or a `Predictor` for aligned crops.
+        detector: What finds the faces; by default `FaceDetector`.
+        smoothing: Time constant in seconds of the exponential smoothing of probabilities: p ← p + (1 − exp(−Δt / τ)) ·
+            (q − p) for what a frame says, q, so that a change of face has arrived to 63 % after τ and to 95 % after
+            3 τ, whatever the frame rate. 0 for none.
+        whole_every: Seconds from one look at a whole frame to the next, as in `FaceTracker`.
+        keep: Seconds for which a face may be gone and still be known where it comes back.
+
+    Raises:
+        OptionError: A number is negative, or the predictor looks for faces itself.
+        LabelError: The model has no classes.
+        MissingExtraError: `trackers` or PyAV is not installed.
+    """
+
+    def __init__(
+        self,
+        model: str | nn.Module | Predictor = "poster_tiny",
+        *,
+        detector: Detector | None = None,
+        smoothing: float = 0.5,
+        whole_every: float = 0.2,
+        keep: float = 1.5,
+    ) -> None:
+        if not 0 <= smoothing < math.inf:
+            raise OptionError(f"smoothing is {smoothing}; it must be a number of seconds, 0 or more.")
+        predictor = model if isinstance(model, Predictor) else Predictor(model, progress=False)
+        if predictor.detector is not None:
+            raise OptionError("This predictor looks for faces itself; make it with faces='none' to use it on video.")
+        self.predictor = predictor
+        self.labels = predictor.labels
+        self.smoothing = smoothing
+        self.keep = keep
+        self._whole_every = whole_every
+        # What is wrong with the numbers or missing is said now; the detector is built once.
+        self.detector = FaceTracker(detector, whole_every=whole_every, keep=keep).detector
+
+    def __call__(self, source: str | os.PathLike[str] | Iterable[Frame]) -> Iterator[FrameAnswer]:
+        """Answer for each frame as soon as it is read.
+
+        Args:
+            source: A file, or a camera, as `open_video` takes them, which is closed in the end; or frames, as a
+                `Video`, a `Camera` or a generator of one's own gives them.
+
+        Yields:
+            One answer a frame, in order.
+
+        Raises:
+            VideoError: The source cannot be read.
+            WeightsError: The model's answer is not a number.
+        """
+        if isinstance(source, (str, os.PathLike)):
+            with open_video(source) as opened:
+                yield from self._answers(opened)
+        else:
+            yield from self._answers(source)
+
+    def _answers(self, frames: Iterable[Frame]) -> Iterator[FrameAnswer]:
+        track = FaceTracker(self.detector, whole_every=self._whole_every, keep=self.keep)
+        smooth = Smoother(self.smoothing, self.keep)
+        for frame in frames:
+            tracked = track(frame.image, frame.time)
+            predictions = self._predict(frame.image, [face for _, face in tracked])
+            answers = []
+            for (number, face), prediction in zip(tracked, predictions, strict=True):
+                row = smooth(number, frame.time, np.array(list(prediction.probabilities.values())))
+                best = int(row.argmax())
+                smoothed = dict(zip(self.labels, row.tolist(), strict=True))
+                answers.append(
+                    FaceAnswer(
+                        number, face, self.labels[best], float(row[best]), smoothed, dict(prediction.probabilities)
+                    )
+                )
+            yield FrameAnswer(frame, tuple(answers))
+
+    def _predict(self, image: Image.Image, faces: Sequence[Face]) -> list[Prediction]:
+        if not faces:
+            return []
+        crops = self.predictor.crops(image, faces)
+        predictions = cast("list[Prediction]", self.predictor(crops))
+        for prediction in predictions:
+            if prediction.error is not None:
+                raise WeightsError(prediction.error)
+        return predictions
+
+
+class Smoother:
+    """Smooths each face's probabilities exponentially over time, right for any frame rate.
+
+    What a filter of first order does that is fed each frame's answer for the time since the frame before.
+
+    Args:
+        time_constant: In seconds; 0 for none.
+        keep: Seconds after which a face that is not seen is forgotten.
+    """
+
+    def __init__(self, time_constant: float, keep: float) -> None:
+        self.time_constant = time_constant
+        self.keep = keep
+        self._faces: dict[int, tuple[float, Row]] = {}
+
+    def __call__(self, number: int, time: float, probabilities: Row) -> Row:
+        """Return the smoothed probabilities of a face, whose next ones are given."""
+        self._faces = {n: known for n, known in self._faces.items() if time - known[0] <= self.keep + 1}
+        if number in self._faces and self.time_constant > 0:
+            before, smoothed = self._faces[number]
+            weight = -math.expm1(-(time - before) / self.time_constant)
+            probabilities = smoothed + weight * (probabilities - smoothed)
+        self._faces[number] = (time, probabilities)
+        return probabilities
+
+
+@dataclass
+class FaceLine:
+    """What is kept of one face.
+
+    Attributes:
+        first: Second in which it is first seen.
+        last: And last.
+        frames: In how many frames it is seen.
+        labels: In how many of them each class is the likeliest.
+        sums: For each interval of the timeline in which it is seen the sum of its probabilities, and how many.
+    """
+
+    first: float
+    last: float
+    frames: int = 0
+    labels: dict[str, int] = field(default_factory=dict)
+    sums: dict[int, tuple[Row, int]] = field(default_factory=dict)
+
+
+class Timeline:
+    """Every face's expressions over time, in memory that does not grow with the length.
+
+    Time is cut into intervals, of which the probabilities' means are kept; when there are more than a thousand,
+    neighbours become one.
+
+    Args:
+        labels: The model's classes.
+
+    Attributes:
+        faces: What is kept of each face, by its number.
+        width: Seconds of an interval.
+    """
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self.labels = tuple(labels)
+        self.faces: dict[int, FaceLine] = {}
+        self.width = 1 / 64
+        self._before: FrameAnswer | None = None
+        self._last = 0
+
+    def add(self, answer: FrameAnswer) -> None:
+        """Add one frame, which stands until the next, for a second at most."""
+        while answer.time >= self.width * _POINTS:
+            self.width *= 2
+            self._last //= 2
+            for line in self.faces.values():
+                line.sums = _halved(line.sums)
+        place = int(answer.time / self.width)
+        if self._before is not None:
+            stands = range(int(self._before.time / self.width) + 1, place)
+            self._count(self._before, stands[: math.ceil(1 / self.width)])
+        for face in answer.faces:
+            line = self.faces.setdefault(face.number, FaceLine(answer.time, answer.time))
+            line.last = answer.time
+            line.frames += 1
+            line.labels[face.label] = line.labels.get(face.label, 0) + 1
+        self._count(answer, [place])
+        self._before = answer
+        self._last = place
+
+    def _count(self, answer: FrameAnswer, places: Iterable[int]) -> None:
+        for face in answer.faces:
+            row = np.array([face.probabilities[label] for label in self.labels])
+            sums = self.faces[face.number].sums
+            for place in places:
+                total, count = sums.get(place, (0.0, 0))
+                sums[place] = (total + row, count + 1)
+
+    def means(self, number: int) -> Row:
+        """Return a face's mean probabilities: (intervals, classes), NaN where it is not seen."""
+        rows = np.full((self._last + 1, len(self.labels)), np.nan)
+        for place, (total, count) in self.faces[number].sums.items():
+            rows[place] = total / count
+        return rows
+
+
+def _halved(sums: dict[int, tuple[Row, int]]) -> dict[int, tuple[Row, int]]:
+    halved: dict[int, tuple[Row, int]] = {}
+    for place, (total, count) in sums.items():
+        before, counted = halved.get(place // 2, (0.0, 0))
+        halved[place // 2] = (total + before, count + counted)
+    return halved
+
+
+class RowWriter(Protocol):
+    """Writes what is seen in a frame."""
+
+    def __call__(self, answer: FrameAnswer, /) -> None:
+        """Write one frame's faces."""
+
+
+@contextmanager
+def csv_writer(out: str | os.PathLike[str], labels: Sequence[str]) -> Iterator[RowWriter]:
+    """Write a row for each face of each frame, as they come, into a file that takes its name when it is whole.
+
+    The columns are `frame`, `time` in seconds, `face`, the box's `left`, `upper`, `right`, `lower` in pixels,
+    `detection`, the detector's score, `label`, `score` and each class's smoothed probability.
+    """
+    with whole_file(out) as beside, beside.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(
+            ["frame", "time", "face", "left", "upper", "right", "lower", "detection", "label", "score", *labels]
+        )
+
+        def write(answer: FrameAnswer) -> None:
+            for face in answer.faces:
+                box = [round(value, 2) for value in face.face.box]
+                numbers = [round(face.probabilities[label], 6) for label in labels]
+                seen = [answer.index, round(answer.time, 6), face.number, *box, round(face.face.score, 4)]
+                table.writerow([*seen, face.label, round(face.score, 6), *numbers])
+
+        yield write
+
+
+def annotate(answer: FrameAnswer) -> Image.Image:
+    """Return a frame with a box, number, label and the likeliest expressions' bars drawn on each face."""
+    predictions = [
+        Prediction(f"face {face.number}", face.label, face.score, face.probabilities, face=face.face, sought=True)
+        for face in answer.faces
+    ]
+    names = [f"{face.number}  {face.label} {face.score:.2f}" for face in answer.faces]
+    return draw_faces(answer.frame.image, predictions, names=names)
