@@ -146,9 +146,9 @@ class VideoPredictor:
     Args:
         model: Name of a model, a model, or a `Predictor` for aligned crops.
         detector: What finds the faces; by default `FaceDetector`.
-        smoothing: Time constant in seconds of the exponential smoothing of probabilities: p ← p + (1 − exp(−Δt / τ)) ·
-            (q − p) for what a frame says, q, so that a change of face has arrived to 63 % after τ and to 95 % after
-            3 τ, whatever the frame rate. 0 for none.
+        smoothing: Time constant in seconds of the exponential smoothing of probabilities: of what a
+            frame says, the share 1 - exp(-Δt / τ) is taken, the rest of what stood before. A change of face has so
+            arrived to 63 % after τ and to 95 % after 3 τ, whatever the frame rate. 0 for none.
         whole_every: Seconds from one look at a whole frame to the next, as in `FaceTracker`.
         keep: Seconds for which a face may be gone and still be known where it comes back.
 

@@ -91,7 +91,7 @@ class Video:
         # The list names demuxers; matroska's, for one, is called by both of its names.
         self._container = _opened(self.name, options={"format_whitelist": ",".join(CONTAINERS)})
         stream = self._container.streams.video[0]
-        stream.thread_type = "AUTO"  # type: ignore[assignment]  # a setter that takes names too
+        stream.thread_type = "AUTO"
         self.rate = float(stream.average_rate) if stream.average_rate else None
         self.duration = _duration(self._container)
         counted = round(self.duration * self.rate) if self.duration and self.rate else None
@@ -291,7 +291,7 @@ class VideoWriter:
 
 @contextlib.contextmanager
 def whole_file(out: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a place beside `out` to write at, and rename what is there in the end; after an exception nothing is left."""
+    """Give a place beside `out` to write at, and rename in the end what is there; after an exception nothing is."""
     place = Path(os.path.realpath(out))
     beside = place.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
@@ -345,9 +345,7 @@ def _av() -> Any:
     try:
         av = importlib.import_module("av")
     except ImportError as error:
-        raise MissingExtraError(
-            'Video needs PyAV, which is not installed: pip install "poster-zoo[video]".'
-        ) from error
+        raise MissingExtraError('Video needs PyAV, which is not installed: pip install "poster-zoo[video]".') from error
     return av
 
 

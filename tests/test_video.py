@@ -1,0 +1,579 @@
+"""Video: times, rotation, damage, faces that keep their numbers, smoothing, what is written."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import math
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from test_cli import run
+from torchvision.ops import box_iou
+
+from poster_zoo.errors import MissingExtraError, OptionError, OutputError, VideoError
+from poster_zoo.faces import FaceDetector
+from poster_zoo.predict import Predictor
+
+av = pytest.importorskip("av", reason="PyAV is of the extra `video`")
+pytest.importorskip("trackers", reason="trackers is of the extra `video`")
+
+from poster_zoo.faces import video as video_files  # noqa: E402
+from poster_zoo.faces.track import FaceTracker  # noqa: E402
+from poster_zoo.video import (  # noqa: E402
+    Camera,
+    FaceAnswer,
+    Frame,
+    FrameAnswer,
+    Smoother,
+    Timeline,
+    Video,
+    VideoPredictor,
+    VideoWriter,
+    annotate,
+)
+
+SIZE = (320, 240)
+GREY = (90, 110, 100)
+FACE = 80  # pixels of the pasted pictures
+
+
+@pytest.fixture(scope="module")
+def face(root: Path) -> Image.Image:
+    return Image.open(root / "examples" / "face.png").convert("RGB").resize((FACE, FACE))
+
+
+def scene(*pasted: tuple[Image.Image, float, float]) -> Image.Image:
+    """Return a frame with pictures at places, the last in front."""
+    image = Image.new("RGB", SIZE, GREY)
+    for picture, x, y in pasted:
+        image.paste(picture, (round(x), round(y)))
+    return image
+
+
+@pytest.fixture(scope="module")
+def detector() -> FaceDetector:
+    return FaceDetector(max_side=320)
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return Predictor(progress=False)
+
+
+@pytest.fixture(scope="module")
+def film(face: Image.Image, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve frames of one face that moves, 25 a second."""
+    path = tmp_path_factory.mktemp("film") / "talk.mp4"
+    with VideoWriter(path, 25) as writer:
+        for i in range(12):
+            writer.write(scene((face, 60 + 3 * i, 70)), i / 25)
+    return path
+
+
+def encode(
+    path: Path, images: list[Image.Image], times: list[int], codec: str = "libx264", prepare: Any = None, **options: Any
+) -> None:
+    """Write a video with PyAV itself, its times in milliseconds."""
+    with av.open(str(path), "w", **options) as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height = images[0].size
+        stream.pix_fmt = {"libx264": "yuv420p", "mpeg2video": "yuv420p", "png": "rgb24", "mjpeg": "yuvj420p"}[codec]
+        if codec != "mpeg2video":
+            stream.codec_context.time_base = Fraction(1, 1000)
+        if prepare:
+            prepare(stream)
+        for image, time in zip(images, times, strict=True):
+            frame = av.VideoFrame.from_image(image)
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def blank(shade: int, size: tuple[int, int] = (64, 48)) -> Image.Image:
+    return Image.new("RGB", size, (shade, shade, shade))
+
+
+def read_all(path: Path) -> tuple[list[Frame], str | None]:
+    with Video(path) as video:
+        return list(video), video.trouble
+
+
+# --- reading
+
+
+@pytest.mark.parametrize("name", ["varied.mkv", "varied.mp4"])
+def test_times_of_a_variable_frame_rate_are_those_of_the_file(name: str, tmp_path: Path) -> None:
+    times = [500, 540, 700, 705, 1900, 1933]
+    encode(tmp_path / name, [blank(40 * i) for i in range(6)], times)
+    frames, trouble = read_all(tmp_path / name)
+    assert trouble is None
+    assert [frame.index for frame in frames] == list(range(6))
+    assert [frame.time for frame in frames] == pytest.approx([(time - 500) / 1000 for time in times], abs=1e-3)
+    assert [np.asarray(frame.image).mean() for frame in frames] == pytest.approx([40 * i for i in range(6)], abs=4)
+
+
+def test_joined_recordings_go_on_in_time(tmp_path: Path) -> None:
+    for name in "ab":
+        encode(tmp_path / name, [blank(40 * i) for i in range(5)], [40 * i for i in range(5)], format="mpegts")
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes((tmp_path / "a").read_bytes() + (tmp_path / "b").read_bytes())
+    frames, _ = read_all(joined)
+    steps = np.diff([frame.time for frame in frames])
+    assert len(frames) == 10
+    assert steps == pytest.approx([0.04] * 9, abs=0.002)
+
+
+# The matrices of QuickTime's file format: of a phone held upright, which records lying, and of one upside down.
+@pytest.mark.parametrize(
+    ("matrix", "degrees"),
+    [
+        ([0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30], -90),
+        ([-65536, 0, 0, 0, -65536, 0, 0, 0, 1 << 30], 180),
+        ([0, -65536, 0, 65536, 0, 0, 0, 0, 1 << 30], 90),
+    ],
+)
+def test_a_stored_rotation_is_applied(matrix: list[int], degrees: int, tmp_path: Path) -> None:
+    picture = Image.new("RGB", (64, 48), "black")
+    picture.paste("white", (0, 0, 32, 24))
+    encode(tmp_path / "turned.mp4", [picture], [0], prepare=lambda stream: stream.set_display_matrix(matrix))
+    (frame,), _ = read_all(tmp_path / "turned.mp4")
+    expected = picture.rotate(degrees, expand=True)  # PIL counts against the clock
+    assert frame.image.size == expected.size
+    assert np.abs(np.asarray(frame.image, float) - np.asarray(expected)).mean() < 6
+
+
+def test_a_file_that_breaks_off_gives_what_can_be_read_and_says_so(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.mkv"
+    rng = np.random.default_rng(0)
+    noise = [Image.fromarray(rng.integers(0, 256, (48, 64, 3), np.uint8)) for _ in range(100)]
+    encode(whole, noise, [40 * i for i in range(100)])
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    frames, trouble = read_all(cut)
+    assert 30 <= len(frames) <= 60
+    assert trouble is not None
+    assert "breaks off after" in trouble
+    assert "of 4.0 seconds" in trouble
+
+
+def test_a_damaged_packet_is_passed_over(tmp_path: Path) -> None:
+    file = tmp_path / "damaged.mkv"
+    rng = np.random.default_rng(0)
+    noise = [Image.fromarray(rng.integers(0, 256, (48, 64, 3), np.uint8)) for _ in range(5)]
+    encode(file, noise, [40 * i for i in range(5)], codec="png")
+    content = bytearray(file.read_bytes())
+    headers = [i for i in range(len(content)) if content[i : i + 4] == b"\x89PNG"]
+    assert len(headers) == 5
+    content[headers[2] : headers[2] + 64] = bytes(64)
+    file.write_bytes(content)
+    frames, trouble = read_all(file)
+    assert [round(1000 * frame.time) for frame in frames] == [0, 40, 120, 160]
+    assert trouble is not None
+    assert "1 of its packets" in trouble
+
+
+def test_what_is_no_video_is_refused_in_a_sentence(tmp_path: Path, film: Path, root: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no video\n" * 100)
+    cut = film.read_bytes()
+    (tmp_path / "no_index.mp4").write_bytes(cut[: len(cut) // 2])
+    # A playlist names other files, and what a stranger uploads must not make us read those.
+    (tmp_path / "list.m3u8").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{film}\n#EXT-X-ENDLIST\n")
+    (tmp_path / "list.ffconcat").write_text(f"ffconcat version 1.0\nfile '{film}'\n")
+    for name in ("notes.txt", "no_index.mp4", "list.m3u8", "list.ffconcat"):
+        with pytest.raises(VideoError, match="damaged or no video in a format"):
+            Video(tmp_path / name)
+    with pytest.raises(VideoError, match="does not exist; check the path"):
+        Video(tmp_path / "absent.mp4")
+    with pytest.raises(VideoError, match="is a folder"):
+        Video(tmp_path)
+    with pytest.raises(VideoError, match="download it first"):
+        Video("https://example.org/a.mp4")
+
+
+def test_a_recording_of_sound_is_refused(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "sound.mkv"), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(VideoError, match="holds no pictures"):
+        Video(tmp_path / "sound.mkv")
+
+
+def test_without_pyav_the_extra_is_named(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    with pytest.raises(MissingExtraError, match=r"pip install \"poster-zoo\[video\]\""):
+        Video(film)
+
+
+# --- a camera, of which a pipe that is fed in real time is the stand-in
+
+
+@pytest.fixture
+def feed(tmp_path: Path, face: Image.Image) -> Iterator[Callable[[int, float], str]]:
+    """A function that starts to feed a pipe with frames, and gives its name."""
+    started: list[threading.Thread] = []
+
+    def start(count: int, step: float) -> str:
+        pipe = tmp_path / "camera"
+        os.mkfifo(pipe)
+
+        def work() -> None:
+            with (
+                contextlib.suppress(BrokenPipeError, av.FFmpegError),  # the camera was closed
+                open(pipe, "wb", buffering=0) as out,
+                av.open(out, "w", format="mpegts") as container,
+            ):
+                stream = container.add_stream("mpeg2video", rate=25)
+                stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
+                stream.gop_size, stream.bit_rate = 1, 4_000_000
+                for i in range(count):
+                    frame = av.VideoFrame.from_image(scene((face, 60 + i % 50, 70)))
+                    frame.pts, frame.time_base = i, Fraction(1, 25)
+                    container.mux(stream.encode(frame))
+                    pause.wait(step)
+
+        pause = threading.Event()
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        started.append(thread)
+        return str(pipe)
+
+    yield start
+    for thread in started:
+        thread.join(timeout=10)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_camera_gives_its_newest_frame_and_tells_of_those_left_out(feed: Callable[[int, float], str]) -> None:
+    name = feed(60, 0.01)
+    seen = []
+    with Camera(name, container="mpegts", options={}) as camera:
+        for frame in camera:
+            seen.append(frame)
+            threading.Event().wait(0.15)  # a caller that is slower than the camera
+    assert camera.skipped > 0
+    assert 2 <= len(seen) < 50
+    assert [frame.index for frame in seen] == list(range(len(seen)))
+    # The times are still the camera's: those of the frames left out lie in between.
+    assert max(np.diff([frame.time for frame in seen])) > 0.06
+    assert camera.trouble is not None
+    assert "gave no more frames" in camera.trouble
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_ctrl_c_ends_a_camera_and_keeps_what_was_written(
+    feed: Callable[[int, float], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video_files, "_CAMERAS", dict.fromkeys(("linux", "darwin"), "mpegts"))
+    name = feed(600, 0.04)
+    rows = tmp_path / "rows.csv"
+    film = tmp_path / "film.mp4"
+
+    def interrupt() -> None:
+        # When the table has begun, frames are being answered.
+        for _ in range(600):
+            if any(path.suffix == ".tmp" and path.stat().st_size > 2000 for path in tmp_path.glob(".*")):
+                break
+            threading.Event().wait(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    result = run("video", f"camera:{name}", "--out", str(film), "--csv", str(rows))
+    thread.join()
+    assert result.exit_code == 0, result.stderr
+    assert len(rows.read_text().splitlines()) > 2
+    assert len(read_all(film)[0]) > 2
+
+
+def test_a_camera_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(VideoError, match=r"The camera .*video9' does not exist"):
+        Camera(str(tmp_path / "video9"), container="v4l2" if "video4linux2,v4l2" in av.formats_available else "mpegts")
+
+
+# --- writing
+
+
+def test_written_frames_come_back_at_their_times(tmp_path: Path) -> None:
+    times = [0, 0.04, 0.3, 0.301, 1.0]
+    with VideoWriter(tmp_path / "a.mp4") as writer:
+        for i, time in enumerate(times):
+            writer.write(blank(50 * i, (65, 49)), time)
+    frames, trouble = read_all(tmp_path / "a.mp4")
+    assert trouble is None
+    assert frames[0].image.size == (64, 48)
+    assert [frame.time for frame in frames] == pytest.approx(times, abs=1e-4)
+    assert [np.asarray(frame.image).mean() for frame in frames] == pytest.approx([50 * i for i in range(5)], abs=4)
+
+
+def test_nothing_half_written_is_left(tmp_path: Path) -> None:
+    def break_off() -> None:
+        with VideoWriter(tmp_path / "a.mp4") as writer:
+            writer.write(blank(9), 0)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        break_off()
+    with VideoWriter(tmp_path / "empty.mp4"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_video_cannot_go_just_anywhere(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"end its name in \.mp4"):
+        VideoWriter(tmp_path / "a.txt")
+    with pytest.raises(OutputError, match="no folder to go to"):
+        VideoWriter(tmp_path / "none" / "a.mp4")
+
+
+# --- numbers of faces
+
+
+def numbers(tracker: FaceTracker, images: list[Image.Image]) -> list[dict[int, tuple[float, ...]]]:
+    """Return for each frame, 25 a second, the faces' boxes by their numbers."""
+    return [{number: face.box for number, face in tracker(image, i / 25)} for i, image in enumerate(images)]
+
+
+@pytest.mark.parametrize("in_front", ["left", "right"])
+@pytest.mark.parametrize("frames", [40, 80])
+def test_two_faces_that_cross_keep_their_numbers(
+    in_front: str, frames: int, face: Image.Image, detector: FaceDetector
+) -> None:
+    other = ImageOps.mirror(face).resize((FACE - 8, FACE - 8))
+    images = []
+    for i in range(frames):
+        t = i / (frames - 1)
+        pair = [(face, 10 + 220 * t, 80.0), (other, 230 - 220 * t, 86.0)]
+        images.append(scene(*(pair if in_front == "right" else pair[::-1])))
+    seen = numbers(FaceTracker(detector), images)
+    start, end = seen[2], seen[-1]
+    assert set().union(*seen) == set(start) == set(end) == {1, 2}
+    (left,) = (number for number, box in start.items() if box[0] < 160)
+    assert end[left][0] > 160  # it goes on its way
+    assert end[3 - left][0] < 160
+
+
+def gone(face: Image.Image, seconds: float, back_at: float) -> list[Image.Image]:
+    away = round(25 * seconds)
+    return [scene((face, 60, 80))] * 6 + [scene()] * away + [scene((face, back_at, 80))] * 5
+
+
+def test_a_face_that_is_gone_for_a_second_keeps_its_number_where_it_was(
+    face: Image.Image, detector: FaceDetector
+) -> None:
+    seen = numbers(FaceTracker(detector), gone(face, 1, 60))
+    assert set(seen[-1]) == {1}
+    assert seen[15] == {}
+    # Elsewhere, or after longer, it is someone else: nothing here knows what a face looks like.
+    assert set(numbers(FaceTracker(detector), gone(face, 1, 230))[-1]) == {2}
+    assert set(numbers(FaceTracker(detector, keep=0.5), gone(face, 1, 60))[-1]) == {2}
+
+
+def test_looking_around_known_faces_finds_what_a_whole_look_does(face: Image.Image, detector: FaceDetector) -> None:
+    other = ImageOps.mirror(face)
+    images = [scene((face, 10 + 4 * i, 20 + i), (other, 200 - 2 * i, 130 - i)) for i in range(15)]
+    often = numbers(FaceTracker(detector, whole_every=0), images)
+    rarely = numbers(FaceTracker(detector, whole_every=10), images)
+    assert all(set(boxes) == {1, 2} for boxes in rarely[1:])
+    for one, two in zip(often[1:], rarely[1:], strict=True):
+        for number in (1, 2):
+            overlap = box_iou(*(torch.tensor([boxes[number]]) for boxes in (one, two)))
+            assert overlap.item() > 0.8
+
+
+def test_between_whole_looks_only_windows_are_looked_at(face: Image.Image, detector: FaceDetector) -> None:
+    sizes = []
+
+    def counted(image: Image.Image) -> Any:
+        sizes.append(image.size)
+        return detector(image)
+
+    numbers(FaceTracker(counted, whole_every=0.2), [scene((face, 100, 80))] * 11)
+    assert sizes.count(SIZE) == 3  # at 0, 0.2 and 0.4 seconds
+    assert all(width * height < 0.5 * SIZE[0] * SIZE[1] for width, height in sizes if (width, height) != SIZE)
+
+
+def test_a_newcomer_is_found_by_the_next_whole_look(face: Image.Image, detector: FaceDetector) -> None:
+    images = [scene((face, 10, 80))] * 6 + [scene((face, 10, 80), (face, 220, 80))] * 8
+    seen = numbers(FaceTracker(detector, whole_every=0.2), images)
+    assert set(seen[5]) == {1}
+    assert set(seen[-1]) == {1, 2}
+
+
+# --- smoothing
+
+
+@pytest.mark.parametrize("rate", [5, 25, 120])
+def test_a_change_arrives_in_the_time_constant_whatever_the_frame_rate(rate: int) -> None:
+    smooth = Smoother(0.5, keep=1.5)
+    smooth(1, 0.0, np.array([1.0, 0.0]))
+    for i in range(1, rate + 1):
+        smoothed = smooth(1, i / rate, np.array([0.0, 1.0]))
+    assert smoothed[1] == pytest.approx(1 - math.exp(-1 / 0.5), rel=1e-9)
+    assert smoothed.sum() == pytest.approx(1)
+
+
+def test_smoothing_knows_faces_apart_and_can_be_left_out() -> None:
+    smooth = Smoother(10, keep=1.5)
+    smooth(1, 0.0, np.array([1.0, 0.0]))
+    assert smooth(2, 0.1, np.array([0.0, 1.0])).tolist() == [0, 1]
+    assert smooth(1, 0.1, np.array([0.0, 1.0]))[0] > 0.9
+    none = Smoother(0, keep=1.5)
+    none(1, 0.0, np.array([1.0, 0.0]))
+    assert none(1, 0.01, np.array([0.0, 1.0])).tolist() == [0, 1]
+
+
+# --- answers
+
+
+def test_a_film_of_a_face_is_answered_as_its_picture(
+    film: Path, face: Image.Image, predictor: Predictor, detector: FaceDetector
+) -> None:
+    answers = list(VideoPredictor(predictor, detector=detector, smoothing=0)(film))
+    assert [answer.index for answer in answers] == list(range(12))
+    assert [answer.time for answer in answers] == pytest.approx([i / 25 for i in range(12)], abs=1e-4)
+    assert answers[0].faces == ()  # a face has its number from its second frame on
+    picture = scene((face, 75, 70))
+    (crop,) = predictor.crops(picture, detector.find([picture])[0])
+    alone = predictor(crop)
+    (seen,) = answers[5].faces
+    assert seen.number == 1
+    assert seen.label == alone.label
+    assert seen.score == pytest.approx(alone.score, abs=0.1)  # the film is compressed
+    assert seen.face.box[0] + 15 == pytest.approx(answers[10].faces[0].face.box[0], abs=3)
+    assert sum(seen.probabilities.values()) == pytest.approx(1)
+
+
+def test_frames_of_ones_own_are_answered_too(face: Image.Image, predictor: Predictor, detector: FaceDetector) -> None:
+    frames = (Frame(i, i / 10, scene((face, 60, 70))) for i in range(3))
+    answers = list(VideoPredictor(predictor, detector=detector)(frames))
+    assert [len(answer.faces) for answer in answers] == [0, 1, 1]
+    drawn = annotate(answers[2])
+    assert drawn.size == SIZE
+    box = answers[2].faces[0].face.box
+    changed = np.abs(np.asarray(drawn, int) - np.asarray(answers[2].frame.image)).sum(2) > 0
+    assert changed[round(box[1]) : round(box[3]), round(box[0]) - 2 : round(box[0]) + 3].any(1).all()  # its left edge
+
+
+def test_options_that_cannot_be_are_refused(predictor: Predictor) -> None:
+    with pytest.raises(OptionError, match="smoothing is -1"):
+        VideoPredictor(predictor, smoothing=-1)
+    with pytest.raises(OptionError, match="keep is"):
+        VideoPredictor(predictor, keep=math.nan)
+    with pytest.raises(OptionError, match="looks for faces itself"):
+        VideoPredictor(Predictor(predictor.model, faces=lambda image: ([], [])))
+
+
+def answer(time: float, **faces: float) -> FrameAnswer:
+    """Return an answer of two classes, "a" and "b"; face n's probability of "a" is given as `fn`."""
+    found = []
+    for name, value in faces.items():
+        both = {"a": value, "b": 1 - value}
+        best = max(both, key=lambda label: both[label])
+        found.append(FaceAnswer(int(name[1:]), _FACE, best, both[best], both, both))
+    return FrameAnswer(Frame(0, time, Image.new("RGB", (1, 1))), tuple(found))
+
+
+_FACE: Any = None
+
+
+def test_a_timeline_of_a_day_keeps_a_thousand_intervals() -> None:
+    timeline = Timeline(["a", "b"])
+    day, step = 86400, 7
+    for time in range(0, day, step):
+        present = {"f1": time / day} | ({"f2": 1.0} if time < day / 2 else {})
+        timeline.add(answer(time, **present))
+    means = timeline.means(1)
+    assert 500 <= len(means) <= 1000
+    middles = (np.arange(len(means)) + 0.5) * timeline.width
+    seen = np.isfinite(means[:, 0])
+    assert seen.all()
+    assert means[1:-1, 0] == pytest.approx(middles[1:-1] / day, abs=2 * step / day)
+    assert means.sum(1) == pytest.approx(1)
+    assert np.isfinite(timeline.means(2)[:, 0]).mean() == pytest.approx(0.5, abs=0.01)
+    assert timeline.faces[2].labels == {"a": timeline.faces[2].frames}
+
+
+def test_a_frame_stands_until_the_next_in_a_timeline() -> None:
+    timeline = Timeline(["a", "b"])
+    for i in range(10):
+        timeline.add(answer(i / 5, f1=0.25))
+    assert timeline.means(1)[:, 0] == pytest.approx(0.25)  # without gaps
+
+
+# --- the command
+
+
+def test_the_command_writes_film_table_and_picture(film: Path, tmp_path: Path) -> None:
+    out, table, plot = tmp_path / "out.mp4", tmp_path / "rows.csv", tmp_path / "plot.svg"
+    result = run("video", str(film), "--out", str(out), "--csv", str(table), "--plot", str(plot))
+    assert result.exit_code == 0, result.stderr
+    header, first = (line.split() for line in result.stdout.splitlines())
+    assert header[:2] == ["face", "from"]
+    assert first[:6] == ["1", "0.04", "s", "0.44", "s", "11"]
+    assert "12 frames, 1 faces" in result.stderr
+    assert len(read_all(out)[0]) == 12
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["frame"]) for row in rows] == list(range(1, 12))
+    labels = list(rows[0])[10:]
+    assert all(sum(float(row[label]) for label in labels) == pytest.approx(1, abs=1e-5) for row in rows)
+    assert all(row["label"] == max(labels, key=lambda label: float(row[label])) for row in rows)
+    assert plot.stat().st_size > 1000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.mp4", "plot.svg", "rows.csv"]
+
+
+def test_the_command_prints_json_and_stops_in_time(film: Path) -> None:
+    result = run("video", str(film), "--json", "--seconds", "0.2")
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["frame"] for line in lines] == [0, 1, 2, 3, 4]
+    assert lines[-1]["faces"][0]["number"] == 1
+    assert len(lines[-1]["faces"][0]["face"]["points"]) == 5
+
+
+def test_a_file_that_breaks_off_is_answered_as_far_as_it_goes(film: Path, tmp_path: Path) -> None:
+    frames, _ = read_all(film)
+    whole = tmp_path / "whole.mkv"
+    encode(whole, [frame.image for frame in frames] * 8, [40 * i for i in range(96)])
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    table = tmp_path / "rows.csv"
+    result = run("video", str(cut), "--csv", str(table))
+    assert result.exit_code == 1
+    assert "breaks off after" in result.stderr
+    assert len(table.read_text().splitlines()) > 1
+
+
+@pytest.mark.usefixtures("film")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--out", "talk.mp4"], "would overwrite the video"),
+        (["--csv", "talk.mp4"], "would overwrite the video"),
+        (["--out", "a.gif"], "end its name in .mp4"),
+        (["--csv", "none/a.csv"], "no folder to go to"),
+        (["--plot", "a.txt"], "end its name in .png"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_any_work(
+    arguments: list[str], words: str, film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "talk.mp4").write_bytes(film.read_bytes())
+    result = run("video", "talk.mp4", *arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert (tmp_path / "talk.mp4").read_bytes() == film.read_bytes()
