@@ -157,6 +157,18 @@ def make_collections(face: Path) -> None:
     Path("photos.csv").write_text("file,label\nphotos/happy/1.png,happy\n")
 
 
+def make_film(face: Path) -> None:
+    """Make, here, the video that the help names: a second of one face."""
+    for package in ("av", "trackers"):
+        pytest.importorskip(package, reason=f"{package} is of the extra `video`")
+    from poster_zoo.video import VideoWriter
+
+    image = Image.open(face).convert("RGB").resize((240, 240))
+    with VideoWriter("talk.mp4", 10) as writer:
+        for i in range(10):
+            writer.write(image, i / 10)
+
+
 @pytest.mark.parametrize("name", commands())
 @pytest.mark.usefixtures("bundled")
 def test_the_commands_in_the_help_run(name: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,6 +176,10 @@ def test_the_commands_in_the_help_run(name: str, root: Path, tmp_path: Path, mon
     shutil.copy(root / "examples" / "face.png", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
     make_collections(root / "examples" / "face.png")
+    if name == "demo":
+        pytest.skip("it serves until it is stopped; tests/test_demo.py opens its page")
+    if name == "video":
+        make_film(root / "examples" / "face.png")
     for example in examples(name):
         arguments = shlex.split(example)[1:]
         for file in RELEASES.keys() & set(arguments):

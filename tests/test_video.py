@@ -168,7 +168,7 @@ def test_a_file_that_breaks_off_gives_what_can_be_read_and_says_so(tmp_path: Pat
 
 
 def test_a_damaged_packet_is_passed_over(tmp_path: Path) -> None:
-    file = tmp_path / "damaged.mkv"
+    file = tmp_path / "damaged.mov"
     rng = np.random.default_rng(0)
     noise = [Image.fromarray(rng.integers(0, 256, (48, 64, 3), np.uint8)) for _ in range(5)]
     encode(file, noise, [40 * i for i in range(5)], codec="png")

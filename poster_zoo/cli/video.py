@@ -36,7 +36,7 @@ _SECONDS = click.FloatRange(min=0)
     "video",
     epilog=examples(
         "poster-zoo video talk.mp4 --out annotated.mp4 --csv timeline.csv --plot timeline.png",
-        "poster-zoo video camera --seconds 10 --csv timeline.csv",
+        "poster-zoo video talk.mp4 --seconds 60 --json",
     ),
 )
 @click.argument("source", metavar="FILE_OR_CAMERA", type=click.Path())
