@@ -13,6 +13,7 @@ from poster_zoo.cli import (
     bench,
     convert,
     data,
+    demo,
     eval,
     explain,
     export,
@@ -54,5 +55,6 @@ for module in (
     export,
     publish,
     bench,
+    demo,
 ):
     main.add_command(module.command)

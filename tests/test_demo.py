@@ -1,0 +1,257 @@
+"""The page, in a real browser without a screen: what is uploaded comes back answered, and nothing leaves the machine.
+
+Gradio wants an older pillow than the newest, so these tests have an environment of their own: `make test-demo`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import poster_zoo
+from poster_zoo.errors import MissingExtraError
+from poster_zoo.predict import Predictor
+
+WAIT = 120  # seconds, on a busy machine; nothing waits longer than it needs to
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(poster_zoo.__file__).parents[1])}
+
+
+def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from poster_zoo.demo import build_page
+
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(MissingExtraError, match=r"pip install \"poster-zoo\[demo\]\""):
+        build_page()
+
+
+def start(*arguments: str) -> tuple[subprocess.Popen[str], str]:
+    """Start the command; return it and the address that it printed."""
+    pytest.importorskip("gradio", reason="Gradio is of the extra `demo`")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "poster_zoo", "demo", *arguments],
+        env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    address = process.stdout.readline().strip()
+    if not address:
+        raise AssertionError(process.communicate()[1])
+    return process, address
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=WAIT)
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[str]:
+    """The address of the page, served by the command on a free port, for files of up to one megabyte."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process, address = start("--port", str(port), "--max-upload", "1")
+    assert address.rstrip("/") == f"http://127.0.0.1:{port}"
+    yield address
+    stop(process)
+    assert process.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Chromium without a screen, which notes what it asks for."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium drives the browser")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("chromium and chromedriver are not on this machine (Debian: apt install chromium chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1300,1000"):
+        options.add_argument(argument)
+    # The browser's own errands stay at home too.
+    for argument in ("--disable-background-networking", "--disable-component-update", "--no-first-run"):
+        options.add_argument(argument)
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    driven = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield driven
+    driven.quit()
+
+
+def wait_for(ask: Callable[[], Any]) -> Any:
+    from selenium.common.exceptions import WebDriverException
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    waiting = WebDriverWait(None, WAIT, ignored_exceptions=[WebDriverException])
+    return waiting.until(lambda _: ask())
+
+
+class Page:
+    """What a user sees and does."""
+
+    def __init__(self, browser: Any, address: str) -> None:
+        self.browser = browser
+        browser.get(address)
+        wait_for(lambda: self.find("#file input[type=file]"))
+
+    def find(self, selector: str) -> Any:
+        return self.browser.find_element("css selector", selector)
+
+    def upload(self, file: Path) -> None:
+        self.find("#file input[type=file]").send_keys(str(file))
+
+    def status(self) -> str:
+        return self.find("#status textarea").get_attribute("value")
+
+    def answer(self) -> str:
+        return wait_for(self.status)
+
+
+@pytest.fixture
+def opened(browser: Any, page: str) -> Page:
+    return Page(browser, page)
+
+
+@pytest.fixture(scope="module")
+def photograph(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One face, left in a larger picture."""
+    face = Image.open(root / "examples" / "face.png").convert("RGB").resize((200, 200))
+    picture = Image.new("RGB", (640, 400), (90, 110, 100))
+    picture.paste(face, (60, 90))
+    path = tmp_path_factory.mktemp("photographs") / "holiday.png"
+    picture.save(path)
+    return path
+
+
+def test_a_photograph_is_answered_on_the_page(opened: Page, photograph: Path, tmp_path: Path) -> None:
+    (expected,) = Predictor(faces="auto", progress=False)(photograph)
+    opened.upload(photograph)
+    answer = opened.answer()
+    assert answer == f"1 face; the surest: {expected.label} {expected.score:.2f}"
+    assert expected.label in wait_for(lambda: opened.find("#bars").text)
+    row = wait_for(lambda: [cell.text for cell in opened.browser.find_elements("css selector", "#table tbody td")])
+    assert expected.label in row
+    assert f"{expected.score:.4f}".rstrip("0") in row
+    # The picture that came back has the photograph's size, and a box on it.
+    address = wait_for(lambda: opened.find("#picture img").get_attribute("src"))
+    with urllib.request.urlopen(address) as response:  # noqa: S310  # of this machine
+        (tmp_path / "drawn").write_bytes(response.read())
+    drawn = Image.open(tmp_path / "drawn")
+    assert drawn.size == (640, 400)
+    assert drawn.convert("RGB").tobytes() != Image.open(photograph).convert("RGB").tobytes()
+    # The download holds what `predict --json` prints.
+    address = wait_for(lambda: opened.find("a[download]").get_attribute("href"))
+    with urllib.request.urlopen(address) as response:  # noqa: S310
+        line = json.loads(response.read())
+    assert line == expected.to_dict() | {"source": "holiday.png"}
+    if folder := os.environ.get("POSTER_ZOO_SCREENSHOTS"):
+        opened.browser.save_screenshot(str(Path(folder) / "demo.png"))
+
+
+def test_a_video_is_answered_on_the_page(opened: Page, photograph: Path, tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="PyAV is of the extra `video`")
+    pytest.importorskip("trackers", reason="trackers is of the extra `video`")
+    from poster_zoo.video import VideoWriter
+
+    image = Image.open(photograph).convert("RGB").resize((320, 200))
+    with VideoWriter(tmp_path / "talk.mp4", 10) as writer:
+        for i in range(8):
+            writer.write(image, i / 10)
+    opened.upload(tmp_path / "talk.mp4")
+    assert opened.answer().startswith("1 face.")
+    row = wait_for(lambda: [cell.text for cell in opened.browser.find_elements("css selector", "#table tbody td")])
+    assert "Happiness 100%" in row
+    assert wait_for(lambda: opened.find("#film video").get_attribute("src")).endswith(".mp4")
+    # The browser plays it.
+    assert wait_for(lambda: opened.browser.execute_script("return document.querySelector('#film video').videoWidth"))
+
+
+@pytest.mark.parametrize("name", ["notes.png", "talk.mp4", "<img src=x onerror=alert(1)>.jpg"])
+def test_a_bad_file_is_one_sentence(name: str, opened: Page, tmp_path: Path) -> None:
+    if name.endswith(".mp4"):
+        pytest.importorskip("av", reason="PyAV is of the extra `video`")
+        pytest.importorskip("trackers", reason="trackers is of the extra `video`")
+    (tmp_path / name).write_bytes(b"no picture at all")
+    opened.upload(tmp_path / name)
+    answer = opened.answer()
+    assert "is damaged or no " in answer
+    assert str(tmp_path) not in answer
+    assert "/" not in answer.split(" is damaged")[0]  # nor where the server keeps it
+    assert "Traceback" not in answer
+    assert opened.browser.execute_script("return document.querySelectorAll('img[onerror]').length") == 0
+
+
+def test_a_large_file_is_refused(opened: Page, tmp_path: Path) -> None:
+    (tmp_path / "large.png").write_bytes(bytes(2_000_000))
+    opened.upload(tmp_path / "large.png")
+    assert wait_for(lambda: re.search("exceeds the maximum", opened.find("body").text))
+    assert opened.status() == ""
+
+
+def test_the_page_asks_nobody_else(browser: Any, page: str) -> None:
+    Page(browser, page)
+    asked = set()
+    for entry in browser.get_log("performance"):
+        message = json.loads(entry["message"])["message"]
+        if message["method"] == "Network.requestWillBeSent":
+            asked.add(message["params"]["request"]["url"])
+    outside = [url for url in asked if not url.startswith((page, "data:", "blob:", "chrome:", "devtools:", "about:"))]
+    assert any(url.startswith(page) for url in asked)
+    assert outside == []
+
+
+def test_only_this_machine_gets_in(page: str) -> None:
+    port = int(page.rstrip("/").rpartition(":")[2])
+    outer = next(
+        (
+            each[4][0]
+            for each in socket.getaddrinfo(socket.gethostname(), port, socket.AF_INET)
+            if each[4][0] != "127.0.0.1"
+        ),
+        None,
+    )
+    with urllib.request.urlopen(page) as response:  # noqa: S310
+        assert "default-src 'self'" in response.headers["content-security-policy"]
+    if outer is None or outer.startswith("127."):
+        pytest.skip("this machine has no address but its own")
+    with socket.socket() as knocking, pytest.raises(OSError, match="refused|timed out"):
+        knocking.settimeout(3)
+        knocking.connect((outer, port))
+
+
+def test_a_port_that_is_taken_is_a_sentence() -> None:
+    pytest.importorskip("gradio", reason="Gradio is of the extra `demo`")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = subprocess.run(
+            [sys.executable, "-m", "poster_zoo", "demo", "--port", str(taken.getsockname()[1])],
+            env=ENVIRONMENT, capture_output=True, text=True, timeout=WAIT, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert "cannot be served at" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_space_is_the_same_page(root: Path) -> None:
+    space = root / "examples" / "space"
+    _, front, _ = (space / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    values = dict(line.split(": ", 1) for line in front.splitlines())
+    assert values["sdk"] == "gradio"
+    assert (space / values["app_file"]).is_file()
+    assert (space / "requirements.txt").read_text().split() == ["poster-zoo[demo,video]"]
+    compile((space / "app.py").read_text(encoding="utf-8"), "app.py", "exec")
