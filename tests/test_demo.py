@@ -120,6 +120,16 @@ class Page:
     def answer(self) -> str:
         return wait_for(self.status)
 
+    def row(self, cell: str) -> list[str]:
+        """Return the cells of the table, when one of them is as given."""
+
+        def cells() -> list[str] | None:
+            seen = [each.text for each in self.browser.find_elements("css selector", "#table tbody td")]
+            seen = [text for text in seen if text]
+            return seen if cell in seen else None
+
+        return wait_for(cells)
+
 
 @pytest.fixture
 def opened(browser: Any, page: str) -> Page:
@@ -143,8 +153,7 @@ def test_a_photograph_is_answered_on_the_page(opened: Page, photograph: Path, tm
     answer = opened.answer()
     assert answer == f"1 face; the surest: {expected.label} {expected.score:.2f}"
     assert expected.label in wait_for(lambda: opened.find("#bars").text)
-    row = wait_for(lambda: [cell.text for cell in opened.browser.find_elements("css selector", "#table tbody td")])
-    assert expected.label in row
+    row = opened.row(expected.label)
     assert f"{expected.score:.4f}".rstrip("0") in row
     # The picture that came back has the photograph's size, and a box on it.
     address = wait_for(lambda: opened.find("#picture img").get_attribute("src"))
@@ -173,8 +182,7 @@ def test_a_video_is_answered_on_the_page(opened: Page, photograph: Path, tmp_pat
             writer.write(image, i / 10)
     opened.upload(tmp_path / "talk.mp4")
     assert opened.answer().startswith("1 face.")
-    row = wait_for(lambda: [cell.text for cell in opened.browser.find_elements("css selector", "#table tbody td")])
-    assert "Happiness 100%" in row
+    assert opened.row("Happiness 100%")[0] == "1"
     assert wait_for(lambda: opened.find("#film video").get_attribute("src")).endswith(".mp4")
     # The browser plays it.
     assert wait_for(lambda: opened.browser.execute_script("return document.querySelector('#film video').videoWidth"))
@@ -215,22 +223,16 @@ def test_the_page_asks_nobody_else(browser: Any, page: str) -> None:
 
 
 def test_only_this_machine_gets_in(page: str) -> None:
-    port = int(page.rstrip("/").rpartition(":")[2])
-    outer = next(
-        (
-            each[4][0]
-            for each in socket.getaddrinfo(socket.gethostname(), port, socket.AF_INET)
-            if each[4][0] != "127.0.0.1"
-        ),
-        None,
-    )
     with urllib.request.urlopen(page) as response:  # noqa: S310
         assert "default-src 'self'" in response.headers["content-security-policy"]
-    if outer is None or outer.startswith("127."):
+    port = int(page.rstrip("/").rpartition(":")[2])
+    addresses = {str(each[4][0]) for each in socket.getaddrinfo(socket.gethostname(), port, socket.AF_INET)}
+    outer = sorted(address for address in addresses if not address.startswith("127."))
+    if not outer:
         pytest.skip("this machine has no address but its own")
-    with socket.socket() as knocking, pytest.raises(OSError, match="refused|timed out"):
+    with socket.socket() as knocking:
         knocking.settimeout(3)
-        knocking.connect((outer, port))
+        assert knocking.connect_ex((outer[0], port)) != 0
 
 
 def test_a_port_that_is_taken_is_a_sentence() -> None:
