@@ -7,13 +7,15 @@ SHARED ?= ../shared
 # The oldest Python that setup.cfg admits, where it is at hand (a pyenv shim may be there and still not run).
 FLOOR_PYTHON ?= $(shell python3.10 -c '' 2>/dev/null && echo python3.10 || echo $(PYTHON))
 FLOOR_VENV ?= .venv-floor
+DEMO_VENV ?= .venv-demo
 
 BIN := $(VENV)/bin
 FLOOR_BIN := $(FLOOR_VENV)/bin
+DEMO_BIN := $(DEMO_VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help predict test test-floor timm-contract lint format types tables docs dist ci clean
+.PHONY: help predict test test-floor test-demo timm-contract lint format types tables docs dist ci clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +28,9 @@ test: $(VENV)/.dev ## Run the tests (ARGS='-k poster_tiny' picks some)
 
 test-floor: $(FLOOR_VENV)/.test ## Run the tests on the oldest releases that setup.cfg admits
 	$(FLOOR_BIN)/python -m pytest $(ARGS)
+
+test-demo: $(DEMO_VENV)/.test ## Run the page's tests in an environment of its own, with Chromium where there is one
+	$(DEMO_BIN)/python -m pytest tests/test_demo.py $(ARGS)
 
 timm-contract: $(VENV)/.dev ## Run timm's own model tests on our classifiers (ARGS='-k poster_tiny' picks some)
 	@test -f $(SHARED)/timm_contract/run.sh || \
@@ -61,7 +66,7 @@ ci: ## Run everything that must hold before a change lands
 	bash .ci/run
 
 clean: ## Remove the environments and everything built
-	rm -rf $(VENV) $(FLOOR_VENV) build dist docs/site *.egg-info
+	rm -rf $(VENV) $(FLOOR_VENV) $(DEMO_VENV) build dist docs/site *.egg-info
 
 # Each stamp is written last, so that an installation that was cut short is done again; each waits for the one
 # before it, so that `make -j` never runs two pips in one environment.
@@ -85,4 +90,10 @@ $(VENV)/.docs: $(VENV)/.dev
 $(FLOOR_VENV)/.test: setup.cfg tests/floor.txt
 	$(FLOOR_PYTHON) -m venv --clear $(FLOOR_VENV)
 	$(FLOOR_BIN)/python -m pip install --constraint tests/floor.txt --editable '.[test]'
+	touch $@
+
+# Gradio wants an older pillow than the newest, so its environment is apart.
+$(DEMO_VENV)/.test: setup.cfg
+	$(PYTHON) -m venv --clear $(DEMO_VENV)
+	$(DEMO_BIN)/python -m pip install --editable '.[demo,video]' pytest selenium
 	touch $@

@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -30,6 +31,9 @@ from poster_zoo.predict import Prediction, Predictor
 
 __all__ = ["build_page", "serve"]
 
+# One file is answered at a time, and none is when the page closes: Python must not end under a model that computes.
+_WORKING = threading.Lock()
+_CLOSING = threading.Event()
 _KEPT = 600  # seconds for which files stay
 _LONGEST = 1600  # pixels of the picture that comes back
 _POLICY = (
@@ -64,7 +68,8 @@ def build_page(models: Sequence[str] | None = None, *, seconds: float = 60, devi
     predictor = lru_cache(maxsize=2)(lambda name: Predictor(name, device=device, faces="auto", progress=False))
 
     def answer(file: str | None, name: str) -> Any:
-        return _answer(gr, file, predictor(name), seconds)
+        with _WORKING:
+            return _answer(gr, file, predictor(name), seconds)
 
     with gr.Blocks(title="poster-zoo", analytics_enabled=False, delete_cache=(60, _KEPT)) as page:
         gr.Markdown("# The expression on each face\n" + _NOTE)
@@ -140,7 +145,10 @@ def serve(
         try:
             yield address
         finally:
+            _CLOSING.set()
             page.close(verbose=False)
+            with _WORKING:
+                _CLOSING.clear()
             if before is None:
                 os.environ.pop("GRADIO_TEMP_DIR", None)
             else:
@@ -263,7 +271,7 @@ def _answer_video(gr: Any, file: str, predictor: Predictor, seconds: float) -> t
     def write(out: TextIO) -> None:
         with Video(file) as video, VideoWriter(film, video.rate) as writer:
             answers = VideoPredictor(crops, detector=detector)(video)
-            for answer in takewhile(lambda answer: answer.time < seconds, answers):
+            for answer in takewhile(lambda answer: answer.time < seconds and not _CLOSING.is_set(), answers):
                 timeline.add(answer)
                 writer.write(annotate(answer), answer.time)
                 out.write(json.dumps(answer.to_dict()) + "\n")
