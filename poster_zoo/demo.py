@@ -44,6 +44,7 @@ _NOTE = (
     "A labelled expression is not a felt emotion. Photographs and videos are answered on the machine that serves this "
     "page, are sent nowhere else, and are deleted after ten minutes."
 )
+_BUTTONS = ["download", "fullscreen"]  # and none to share, which sends the picture to a website
 _VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv")
 _HEADER = ["face", "label", "score", "detection", "left", "upper", "right", "lower"]
 _VIDEO_HEADER = ["face", "from (s)", "to (s)", "frames", "expressions"]
@@ -84,8 +85,8 @@ def build_page(models: Sequence[str] | None = None, *, seconds: float = 60, devi
                 status = gr.Textbox(label="Answer", lines=2, interactive=False, elem_id="status")
                 bars = gr.Label(label="Surest face", num_top_classes=8, elem_id="bars")
             with gr.Column(scale=2):
-                picture = gr.Image(label="Faces", interactive=False, format="png", elem_id="picture")
-                film = gr.Video(label="Faces", interactive=False, visible=False, elem_id="film")
+                picture = gr.Image(label="Faces", interactive=False, format="png", buttons=_BUTTONS, elem_id="picture")
+                film = gr.Video(label="Faces", interactive=False, visible=False, buttons=["download"], elem_id="film")
                 table = gr.Dataframe(headers=_HEADER, label="All faces", interactive=False, elem_id="table")
                 download = gr.DownloadButton("Download the answers as JSON", visible=False, elem_id="json")
         outputs = [status, bars, picture, film, table, download]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ __all__ = [
 
 Row: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 
-_FIRST_CAMERA = "/dev/video0"
+_FIRST_CAMERA = {"linux": "/dev/video0", "darwin": "0"}
 _POINTS = 1000  # of a timeline, at most
 
 
@@ -128,11 +129,14 @@ def open_video(source: str | os.PathLike[str]) -> Video | Camera:
 
     Raises:
         VideoError: It cannot be read.
+        OptionError: "camera" needs a name on this system.
         MissingExtraError: PyAV is not installed.
     """
     name = os.fspath(source)
     if name == "camera":
-        return Camera(_FIRST_CAMERA) if os.path.exists(_FIRST_CAMERA) or os.name == "posix" else Camera("0")
+        if sys.platform not in _FIRST_CAMERA:
+            raise OptionError(f"{sys.platform} has no first camera; name it, as camera:video=NAME.")
+        return Camera(_FIRST_CAMERA[sys.platform])
     if name.startswith("camera:"):
         return Camera(name.removeprefix("camera:"))
     return Camera(name) if name.startswith("/dev/video") else Video(name)

@@ -161,6 +161,8 @@ def test_a_photograph_is_answered_on_the_page(opened: Page, photograph: Path, do
     row = opened.row(expected.label)
     assert expected.face is not None
     assert f"{round(expected.face.box[0], 1):g}" in row
+    # Nothing offers to send the picture to a website.
+    assert not opened.browser.find_elements("css selector", "button[title*=hare], button[aria-label*=hare]")
     # The picture that came back has the photograph's size, and a box on it.
     address = wait_for(lambda: opened.find("#picture img").get_attribute("src"))
     with urllib.request.urlopen(address) as response:  # noqa: S310  # of this machine

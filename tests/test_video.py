@@ -153,6 +153,15 @@ def test_a_stored_rotation_is_applied(matrix: list[int], degrees: int, tmp_path:
     assert np.abs(np.asarray(frame.image, float) - np.asarray(expected)).mean() < 6
 
 
+def test_pixels_that_are_not_square_are_made_so(tmp_path: Path) -> None:
+    def prepare(stream: Any) -> None:
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+
+    encode(tmp_path / "wide.mkv", [blank(9, (60, 48))], [0], prepare=prepare)
+    (frame,), _ = read_all(tmp_path / "wide.mkv")
+    assert frame.image.size == (80, 48)
+
+
 def test_a_file_that_breaks_off_gives_what_can_be_read_and_says_so(tmp_path: Path) -> None:
     whole = tmp_path / "whole.mkv"
     rng = np.random.default_rng(0)

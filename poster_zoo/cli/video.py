@@ -98,7 +98,7 @@ def command(
 
     Needs poster-zoo[video].
     """
-    from poster_zoo.video import Timeline, VideoPredictor, check_video_output, open_video
+    from poster_zoo.video import Camera, Timeline, VideoPredictor, check_video_output, open_video
 
     picture = check_picture(plot, [source])
     written = [Path(path) for path in (out, table) if path is not None]
@@ -114,7 +114,6 @@ def command(
         predictor = load_predictor(load_model(ctx, model, checkpoint), device, 32, None, progress=False)
         answers = VideoPredictor(predictor, smoothing=smoothing, keep=keep)(video)
         timeline = Timeline(predictor.labels)
-        live = not hasattr(video, "skipped")
         frames, began = 0, time.perf_counter()
         with _writers(out, table, video.rate, predictor.labels) as writers:
             try:
@@ -126,12 +125,12 @@ def command(
                         print_json(answer.to_dict())
                     frames += 1
             except KeyboardInterrupt:
-                if live:
+                if not isinstance(video, Camera):
                     raise
                 note("")  # below ^C, which is how a camera is meant to be stopped
         rate = frames / max(time.perf_counter() - began, 1e-9)
         trouble = video.trouble
-        skipped = getattr(video, "skipped", 0)
+        skipped = video.skipped if isinstance(video, Camera) else 0
 
     left_out = f", {skipped} that came in between were left out" if skipped else ""
     note(f"{frames} frames, {len(timeline.faces)} faces, {rate:.1f} frames a second{left_out}.")

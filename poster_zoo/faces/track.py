@@ -59,7 +59,8 @@ class FaceTracker:
     frame of a video thus has no faces.
 
     Args:
-        detector: What finds the faces; by default `FaceDetector`. Those below a score of 0.5 get no number.
+        detector: What finds the faces; by default `FaceDetector`. It is called on windows of a frame too; faces
+            below a score of 0.5 get no number.
         whole_every: Seconds from one look at a whole frame to the next; 0 for every frame.
         keep: Seconds for which a face may be gone and still be known where it comes back.
 

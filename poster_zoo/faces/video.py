@@ -92,6 +92,7 @@ class Video:
         self._container = _opened(self.name, options={"format_whitelist": ",".join(CONTAINERS)})
         stream = self._container.streams.video[0]
         stream.thread_type = "AUTO"
+        self._ratio = stream.sample_aspect_ratio
         self.rate = float(stream.average_rate) if stream.average_rate else None
         self.duration = _duration(self._container)
         counted = round(self.duration * self.rate) if self.duration and self.rate else None
@@ -103,7 +104,7 @@ class Video:
         clock = _Clock(self.rate)
         last = None
         for index, picture in enumerate(_decoded(self._container, damaged)):
-            last = Frame(index, clock.time(picture), _upright(picture))
+            last = Frame(index, clock.time(picture), _upright(picture, self._ratio))
             yield last
         self._say_trouble(last, len(damaged))
 
@@ -159,6 +160,7 @@ class Camera:
         self.name = device
         wanted = {"video_size": "640x480", "framerate": "30"} if options is None else options
         self._container = _opened(device, container=kind, options=wanted)
+        self._ratio = self._container.streams.video[0].sample_aspect_ratio
         self.trouble: str | None = None
         self.skipped = 0
         self._newest: VideoFrame | None = None
@@ -195,7 +197,7 @@ class Camera:
                 if not self._closing:
                     self.trouble = f"The camera {self.name!r} gave no more frames."
                 return
-            yield Frame(index, clock.time(picture), _upright(picture))
+            yield Frame(index, clock.time(picture), _upright(picture, self._ratio))
             index += 1
 
     def close(self) -> None:
@@ -400,9 +402,8 @@ def _decoded(container: InputContainer, damaged: list[bool]) -> Iterator[VideoFr
         yield from pictures
 
 
-def _upright(picture: VideoFrame) -> Image.Image:
-    """Return an upright RGB image of square pixels."""
-    ratio = getattr(picture, "sample_aspect_ratio", None)
+def _upright(picture: VideoFrame, ratio: Fraction | None) -> Image.Image:
+    """Return an upright RGB image of square pixels, of a picture whose pixels are `ratio` times as wide as high."""
     width = round(picture.width * ratio) if ratio else picture.width
     pixels = picture.to_ndarray(format="rgb24", width=width, height=picture.height)
     turns = round(picture.rotation / 90) % 4
