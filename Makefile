@@ -8,6 +8,8 @@ SHARED ?= ../shared
 FLOOR_PYTHON ?= $(shell python3.10 -c '' 2>/dev/null && echo python3.10 || echo $(PYTHON))
 FLOOR_VENV ?= .venv-floor
 DEMO_VENV ?= .venv-demo
+# Files of tests run side by side, as many as there are cores and memory is likely to bear.
+SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 BIN := $(VENV)/bin
 FLOOR_BIN := $(FLOOR_VENV)/bin
@@ -24,10 +26,10 @@ predict: $(VENV)/.run ## Install what is needed and name the expression in examp
 	$(BIN)/poster-zoo predict examples/face.png
 
 test: $(VENV)/.dev ## Run the tests (ARGS='-k poster_tiny' picks some)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 test-floor: $(FLOOR_VENV)/.test ## Run the tests on the oldest releases that setup.cfg admits
-	$(FLOOR_BIN)/python -m pytest $(ARGS)
+	$(FLOOR_BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 test-demo: $(DEMO_VENV)/.test ## Run the page's tests in an environment of its own, with Chromium where there is one
 	$(DEMO_BIN)/python -m pytest tests/test_demo.py $(ARGS)
