@@ -50,10 +50,10 @@ from poster_zoo.errors import (
     WeightsNotFoundError,
     nearest,
 )
+from poster_zoo.files import whole_file
 from poster_zoo.models._builder import refuse_detector
 from poster_zoo.models._registry import create_model
 from poster_zoo.models.mobilefacenet import MobileFaceNet
-from poster_zoo.plots import write_whole
 from poster_zoo.weights.save import model_config
 
 __all__ = ["DTYPES", "FORMATS", "OPSET", "Change", "Exported", "Metadata", "export", "read_metadata"]
@@ -227,19 +227,16 @@ def export(
     weights = ("pretrained" if pretrained else "random") if isinstance(model, str) else "given"
     metadata = _metadata(network, precision, weights)
 
-    def write(file: Path) -> None:
-        nonlocal metadata
-        for _ in range(2):  # the second time with what the first one told
-            kind.save(program, file, metadata.to_properties())
-            change = _compare(expected, _answers(kind.load(file), images), metadata, faces=bool(pictures))
-            metadata = replace(metadata, change=change)
-
     try:
-        write_whole(out, write)
+        with whole_file(out) as file:
+            for _ in range(2):  # the second time with what the first one told
+                kind.save(program, file, metadata.to_properties())
+                change = _compare(expected, _answers(kind.load(file), images), metadata, faces=bool(pictures))
+                metadata = replace(metadata, change=change)
     except OSError as error:
         reason = error.strerror or error
         raise OutputError(f"The file {str(out)!r} cannot be written: {reason}. Choose another place.") from error
-    assert metadata.change is not None  # noqa: S101 - `write` has run
+    assert metadata.change is not None  # noqa: S101 - it was written
     return Exported(out, format, out.stat().st_size, metadata.change, metadata)
 
 

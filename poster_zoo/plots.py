@@ -13,9 +13,8 @@ import importlib.util
 import math
 import os
 import textwrap
-import uuid
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -26,6 +25,7 @@ from PIL import Image
 from poster_zoo.data.images import read_image
 from poster_zoo.draw import annotate
 from poster_zoo.errors import ImageError, MissingExtraError, OptionError, OutputError, printable
+from poster_zoo.files import whole_file
 from poster_zoo.labels import canonical_label
 from poster_zoo.predict import Prediction
 
@@ -55,7 +55,6 @@ __all__ = [
     "mistakes",
     "photographs",
     "timeline",
-    "write_whole",
 ]
 
 FORMATS = (".png", ".svg", ".pdf")
@@ -780,38 +779,22 @@ def _new_figure(width: float, height: float, layout: Literal["constrained"] | No
 
 def _save(figure: Figure, out: Path, **options: Any) -> None:
     """Write a figure."""
-
-    def write(place: Path) -> None:
-        with warnings.catch_warnings():
-            # File names may be in a script that the font lacks; it draws boxes for them, which is enough.
-            warnings.filterwarnings("ignore", message="Glyph .* missing from")
-            figure.savefig(place, format=out.suffix[1:].lower(), **options)
-
-    write_whole(out, write)
+    with whole_file(out) as place, warnings.catch_warnings():
+        # File names may be in a script that the font lacks; it draws boxes for them, which is enough.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(place, format=out.suffix[1:].lower(), **options)
 
 
 def _write_table(out: Path, rows: Sequence[Mapping[str, Any]], columns: Iterable[str] | None = None) -> None:
     """Write beside the figure `out` what it shows, as CSV; what a row lacks, or is None, is empty."""
-
-    def write(place: Path) -> None:
-        # Surrogates stand for bytes of file names that are no UTF-8; they go out as they came in.
-        with place.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            table = csv.DictWriter(file, list(columns or rows[0]), lineterminator="\n")
-            table.writeheader()
-            table.writerows(rows)
-
-    write_whole(out.with_suffix(".csv"), write)
-
-
-def write_whole(out: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file beside its place and rename it, so that `out` is whole or what it was before."""
-    place = Path(os.path.realpath(out))
-    beside = place.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        write(beside)
-        os.replace(beside, place)
-    finally:
-        beside.unlink(missing_ok=True)
+    # Surrogates stand for bytes of file names that are no UTF-8; they go out as they came in.
+    with (
+        whole_file(out.with_suffix(".csv")) as place,
+        place.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        table = csv.DictWriter(file, list(columns or rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
 
 
 def _shorten(text: str, width: int) -> str:

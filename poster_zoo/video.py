@@ -26,7 +26,8 @@ from poster_zoo.draw import draw_faces
 from poster_zoo.errors import OptionError, WeightsError
 from poster_zoo.faces import Detector, Face
 from poster_zoo.faces.track import FaceTracker
-from poster_zoo.faces.video import Camera, Frame, Video, VideoWriter, check_video_output, whole_file
+from poster_zoo.faces.video import Camera, Frame, Video, VideoWriter, check_video_output
+from poster_zoo.files import whole_file
 from poster_zoo.predict import Prediction, Predictor
 
 __all__ = [

@@ -351,7 +351,8 @@ def _interval(interval: Interval | None) -> str:
 
 
 def _write_json(path: Path, facts: dict[str, Any]) -> None:
-    from poster_zoo.plots import write_whole
+    from poster_zoo.files import whole_file
 
     text = json.dumps(facts, indent=2, allow_nan=False) + "\n"
-    write_whole(path, lambda place: place.write_text(text, encoding="utf-8"))
+    with whole_file(path) as place:
+        place.write_text(text, encoding="utf-8")

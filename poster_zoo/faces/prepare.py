@@ -13,7 +13,6 @@ import csv
 import json
 import os
 import sys
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +34,7 @@ from poster_zoo.errors import DatasetError, ImageError, OptionError, OutputError
 from poster_zoo.faces.align import align_faces
 from poster_zoo.faces.detect import Detector, FaceDetector, faces_of
 from poster_zoo.faces.found import Face, Faces
+from poster_zoo.files import whole_file
 
 __all__ = ["Prepared", "Several", "prepare_faces"]
 
@@ -261,11 +261,12 @@ class _Journal:
 
 def _write_whole(path: Path, write: Callable[[IO[str]], Any]) -> None:
     """Write a text file beside its place and rename it, so that it is whole or what it was before."""
-    beside = path.with_name(f".{uuid.uuid4().hex}.tmp")
     # Surrogates stand for bytes of file names that are no UTF-8; they go out as they came in.
-    with beside.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with (
+        whole_file(path) as place,
+        place.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
         write(file)
-    os.replace(beside, path)
 
 
 def _write_tables(
@@ -371,9 +372,8 @@ def _done(
     path = journal.out / place
     path.parent.mkdir(parents=True, exist_ok=True)
     (crop,) = align_faces(image, [face], size=size)
-    beside = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    crop.save(beside, "PNG")
-    os.replace(beside, path)
+    with whole_file(path) as beside:
+        crop.save(beside, "PNG")
     told = face.to_dict()
     return {"crop": place, "box": told["box"], "score": round(told["score"], 4), "faces": len(faces)}
 

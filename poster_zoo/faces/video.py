@@ -19,7 +19,6 @@ import os
 import re
 import sys
 import threading
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -31,12 +30,13 @@ import numpy as np
 from PIL import Image
 
 from poster_zoo.errors import MissingExtraError, OptionError, OutputError, VideoError
+from poster_zoo.files import whole_file
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.frame import VideoFrame
 
-__all__ = ["CONTAINERS", "Camera", "Frame", "Video", "VideoWriter", "check_video_output", "whole_file"]
+__all__ = ["CONTAINERS", "Camera", "Frame", "Video", "VideoWriter", "check_video_output"]
 
 CONTAINERS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "ogg", "asf", "gif", "mjpeg", "h264")
 """What ffmpeg calls the formats that are opened."""
@@ -289,19 +289,6 @@ class VideoWriter:
             self._whole.__exit__(type(late), late, late.__traceback__)
             raise
         self._whole.__exit__(kind, error, trace)
-
-
-@contextlib.contextmanager
-def whole_file(out: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a place beside `out` to write at, and rename in the end what is there; after an exception nothing is."""
-    place = Path(os.path.realpath(out))
-    beside = place.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        yield beside
-        if beside.exists():
-            os.replace(beside, place)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def check_video_output(out: str | os.PathLike[str]) -> Path:
