@@ -191,7 +191,7 @@ def command(*arguments):
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         poster_zoo.cli.main(arguments)
     return printed.getvalue()
-said["command"] = json.loads(command("predict", "--model", name, face, "--json", "--device", "cpu"))
+said["command"] = json.loads(command("predict", "--model", name, face, "--faces", "none", "--json", "--device", "cpu"))
 said["told"] = command("publish", job["folder"], "a-user/told", "--revision", "v3")
 """
 
