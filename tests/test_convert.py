@@ -232,7 +232,9 @@ def test_wrong_use_is_exit_code_2_and_failure_1(releases: Path, tmp_path: Path) 
 
 def test_predict_takes_an_authors_checkpoint(releases: Path, root: Path) -> None:
     face = str(root / "examples" / "face.png")
-    done = runner().invoke(main, ["predict", face, "--faces", "none", "--checkpoint", str(releases / "small.pth"), "--json"])
+    done = runner().invoke(
+        main, ["predict", face, "--faces", "none", "--checkpoint", str(releases / "small.pth"), "--json"]
+    )
     assert done.exit_code == 0, done.output
     model = poster_zoo.load_checkpoint(releases / "small.pth")
     assert json.loads(done.stdout)["probabilities"] == pytest.approx(
