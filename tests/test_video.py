@@ -466,6 +466,34 @@ def test_a_film_of_a_face_is_answered_as_its_picture(
     assert sum(seen.probabilities.values()) == pytest.approx(1)
 
 
+def test_frames_answered_together_have_the_answers_of_each_alone(
+    film: Path, predictor: Predictor, detector: FaceDetector
+) -> None:
+    # Eight, and four that are left over.
+    together = list(VideoPredictor(predictor, detector=detector)(film))
+    alone = list(VideoPredictor(predictor, detector=detector, batch=1)(film))
+    assert [answer.index for answer in together] == list(range(12))
+    assert [len(answer.faces) for answer in together] == [0, *[1] * 11]
+    for one, other in zip(together[1:], alone[1:], strict=True):
+        assert one.faces[0].face == other.faces[0].face
+        assert one.faces[0].momentary == pytest.approx(other.faces[0].momentary, abs=1e-5)
+        assert one.faces[0].probabilities == pytest.approx(other.faces[0].probabilities, abs=1e-5)
+
+
+def test_a_frame_of_ones_own_is_answered_before_the_next_is_asked_for(
+    face: Image.Image, predictor: Predictor, detector: FaceDetector
+) -> None:
+    asked = []
+
+    def frames() -> Iterator[Frame]:
+        for i in range(4):
+            asked.append(i)
+            yield Frame(i, i / 25, scene((face, 60, 70)))
+
+    for answer in VideoPredictor(predictor, detector=detector)(frames()):
+        assert asked[-1] == answer.index
+
+
 def test_frames_of_ones_own_are_answered_too(face: Image.Image, predictor: Predictor, detector: FaceDetector) -> None:
     frames = (Frame(i, i / 10, scene((face, 60, 70))) for i in range(3))
     answers = list(VideoPredictor(predictor, detector=detector)(frames))
@@ -482,6 +510,8 @@ def test_options_that_cannot_be_are_refused(predictor: Predictor) -> None:
         VideoPredictor(predictor, smoothing=-1)
     with pytest.raises(OptionError, match="keep is"):
         VideoPredictor(predictor, keep=math.nan)
+    with pytest.raises(OptionError, match="batch is 0"):
+        VideoPredictor(predictor, batch=0)
     with pytest.raises(OptionError, match="looks for faces itself"):
         VideoPredictor(Predictor(predictor.model, faces=lambda image: ([], [])))
 
