@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 import timm
 import torch
-from click.testing import CliRunner
 from safetensors.torch import load_file
+from test_cli import run
 from torch import Tensor, nn
 
 import poster_zoo
-from poster_zoo.cli import main
 from poster_zoo.errors import InputShapeError, MissingExtraError, OptionError, WeightsError, WeightsNotFoundError
 from poster_zoo.models.centerface import CenterFace, decode
 from poster_zoo.weights import graph
@@ -212,10 +211,6 @@ def test_cells_become_boxes_and_points_as_the_release_writes_it() -> None:
 
 def equal(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def run(*arguments: str) -> Any:
-    return CliRunner().invoke(main, arguments)
 
 
 def test_the_releases_file_is_recognised_and_converted_bit_for_bit(model: Any, release: Path, tmp_path: Path) -> None:

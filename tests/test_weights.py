@@ -355,3 +355,8 @@ def test_bundled_weights_fit_in_the_package(root: Path) -> None:
     file = root / "poster_zoo" / "weights" / "bundled" / "poster_tiny.safetensors"
     assert file.stat().st_size <= 8_000_000
     assert poster_zoo.model_info("poster_tiny").source.source == "bundled"
+
+
+def test_weights_arrive_on_the_device_of_the_context() -> None:
+    with torch.device("meta"):
+        assert all(tensor.is_meta for tensor in poster_zoo.create_model("poster_tiny", pretrained=True).parameters())

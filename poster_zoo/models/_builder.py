@@ -23,7 +23,7 @@ from timm.models._registry import DefaultCfg
 from torch import Tensor, nn
 
 from poster_zoo.errors import OptionError, UnknownArgumentError, WeightsError, WeightsMismatchError, nearest
-from poster_zoo.models.layers import init_weights
+from poster_zoo.models.layers import default_device, init_weights
 from poster_zoo.weights.entry import Weights
 from poster_zoo.weights.find import fetch_repository, fetch_weights
 
@@ -125,7 +125,7 @@ def build_model(cls: type[Model], variant: str, pretrained: bool, kwargs: dict[s
     def construct(**arguments: Any) -> Any:
         if pretrained:
             tensors = weights_tensors(variant, cfg, cache_dir)
-            device = torch.device(arguments.pop("device", None) or torch.get_default_device())
+            device = torch.device(arguments.pop("device", None) or default_device())
             # Built without numbers of its own: to draw them takes longer than to read the weights.
             with torch.device("meta"):
                 model: Any = cls(**arguments)

@@ -153,10 +153,14 @@ def drop_path_rates(last: float, depth: int) -> list[float]:
     return [last * i / max(depth - 1, 1) for i in range(depth)]
 
 
+def default_device() -> torch.device:
+    """Return where new tensors come to be; torch's own function did not see `with torch.device(...)` in release 2.6."""
+    return torch.empty(0).device
+
+
 def linear(in_features: int, out_features: int, *, device: Any = None, dtype: Any = None) -> nn.Linear:
     """Return a linear layer with the numbers of `init_weights`, drawn once: a new `nn.Linear` has others by then."""
-    # Not get_default_device: before torch 2.7 it does not see `with torch.device(...)`.
-    device = torch.empty(0).device if device is None else device
+    device = default_device() if device is None else device
     build: Any = skip_init  # it has no types
     layer: nn.Linear = build(nn.Linear, in_features, out_features, device=device, dtype=dtype)
     if not layer.weight.is_meta:
