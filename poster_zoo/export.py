@@ -21,7 +21,6 @@ import importlib.util
 import io
 import json
 import logging
-import os
 import tempfile
 import warnings
 import zipfile
@@ -50,7 +49,7 @@ from poster_zoo.errors import (
     WeightsNotFoundError,
     nearest,
 )
-from poster_zoo.files import whole_file
+from poster_zoo.files import check_place, whole_file
 from poster_zoo.models._builder import refuse_detector
 from poster_zoo.models._registry import create_model
 from poster_zoo.models.mobilefacenet import MobileFaceNet
@@ -296,12 +295,7 @@ def _default_out(model: Any, format: str, precision: str) -> Path:
 def _check_out(out: str | Path) -> Path:
     """Return where the file is to go, or say why it cannot go there before any work begins."""
     path = Path(out).expanduser()
-    if path.is_dir():
-        raise OutputError(f"A file cannot be written to {str(path)!r}, which is a folder; add a file name.")
-    if not path.parent.is_dir():
-        raise OutputError(f"The file {str(path)!r} has no folder to go to; make {str(path.parent)!r} first.")
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"The file {str(path)!r} cannot be written: the folder {str(path.parent)!r} is read-only.")
+    check_place("file", path)
     return path
 
 

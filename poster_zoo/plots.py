@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import importlib.util
 import math
-import os
 import textwrap
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +24,7 @@ from PIL import Image
 from poster_zoo.data.images import read_image
 from poster_zoo.draw import annotate
 from poster_zoo.errors import ImageError, MissingExtraError, OptionError, OutputError, printable
-from poster_zoo.files import whole_file
+from poster_zoo.files import check_place, whole_file
 from poster_zoo.labels import canonical_label
 from poster_zoo.predict import Prediction
 
@@ -102,14 +101,9 @@ def check_output(out: str | Path) -> Path:
         MissingExtraError: matplotlib is not installed.
     """
     path = Path(out)
-    if path.is_dir():
-        raise OutputError(f"A picture cannot be written to {str(path)!r}, which is a folder; add a file name.")
+    check_place("picture", path)
     if path.suffix.lower() not in FORMATS:
         raise OutputError(f"A picture cannot be written as {str(path)!r}; end its name in {', '.join(FORMATS)}.")
-    if not path.parent.is_dir():
-        raise OutputError(f"The picture {str(path)!r} has no folder to go to; make {str(path.parent)!r} first.")
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"The picture {str(path)!r} cannot be written: the folder {str(path.parent)!r} is read-only.")
     if importlib.util.find_spec("matplotlib") is None:
         raise MissingExtraError('Drawing needs matplotlib, which is not installed: pip install "poster-zoo[plot]".')
     return path

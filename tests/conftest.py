@@ -39,6 +39,17 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A poster_tiny with random weights, by the name that --model takes: the commands do not mind."""
+    import poster_zoo  # late: it imports huggingface_hub, which reads what is set above
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    poster_zoo.save_pretrained(poster_zoo.create_model("poster_tiny"), folder)
+    return f"local-dir:{folder}"
+
+
 @pytest.fixture(autouse=True)
 def no_weights_of_the_user(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep weights that are installed on this machine, or were by another test, out of each test."""

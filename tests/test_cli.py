@@ -55,15 +55,6 @@ def lines(result: Result) -> list[dict[str, Any]]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A poster_tiny with random weights, by the name that --model takes: the commands do not mind."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
-    poster_zoo.save_pretrained(poster_zoo.create_model("poster_tiny"), folder)
-    return f"local-dir:{folder}"
-
-
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, in which `photos` holds three images in RAF-DB's naming."""

@@ -12,12 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import ExifTags, Image
 from test_cli import lines, run
 from test_predict import COLOURS, EXPECTED, ColourModel, LandmarkModel, many, one
 
-import poster_zoo
 from poster_zoo import plots
 from poster_zoo.data.datasets import open_dataset
 from poster_zoo.draw import annotate, draw_faces
@@ -321,14 +319,6 @@ def test_one_photograph_is_drawn_large_and_many_are_a_sheet(tmp_path: Path) -> N
 
 
 # ------------------------------------------------------------------------------------------------ the command line
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
-    poster_zoo.save_pretrained(poster_zoo.create_model("poster_tiny"), folder)
-    return f"local-dir:{folder}"
 
 
 @pytest.fixture

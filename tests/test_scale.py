@@ -15,14 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from click.testing import Result
 from PIL import Image
 from test_cli import ENVIRONMENT, lines, run
 from test_predict import COLOURS, EXPECTED, LABELS, ColourModel, LandmarkModel, png
 from torch import Tensor
 
-import poster_zoo
 from poster_zoo.data.images import list_images
 from poster_zoo.errors import ClusterError, LabelError, MissingExtraError, OptionError, OutputError
 from poster_zoo.predict import Predictor, join_processes
@@ -569,15 +567,6 @@ def test_several_processes_without_accelerate_say_what_to_install(name: str, mon
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(MissingExtraError, match=r'pip install "poster-zoo\[train\]"'):
         join_processes()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A poster_tiny with random weights, by the name that --model takes."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
-    poster_zoo.save_pretrained(poster_zoo.create_model("poster_tiny"), folder)
-    return f"local-dir:{folder}"
 
 
 @pytest.fixture

@@ -98,6 +98,7 @@ def command(
 
     Needs poster-zoo[video].
     """
+    from poster_zoo.files import check_place
     from poster_zoo.video import Camera, Timeline, VideoPredictor, check_video_output, open_video
 
     picture = check_picture(plot, [source])
@@ -105,7 +106,7 @@ def command(
     if out is not None:
         check_video_output(out)
     if table is not None:
-        _check_table(table)
+        check_place("table", Path(table))
     for path in written:
         if os.path.realpath(path) == os.path.realpath(source):
             raise WrongUse(f"{str(path)!r} would overwrite the video that is read; give it another name.")
@@ -145,16 +146,6 @@ def command(
     if trouble is not None:
         note(trouble)
         ctx.exit(1)
-
-
-def _check_table(table: str) -> None:
-    path = Path(table)
-    if path.is_dir():
-        raise WrongUse(f"The table {table!r} is a folder; add a file name.")
-    if not path.parent.is_dir():
-        raise WrongUse(f"The table {table!r} has no folder to go to; make {str(path.parent)!r} first.")
-    if not os.access(path.parent, os.W_OK):
-        raise WrongUse(f"The table {table!r} cannot be written: the folder {str(path.parent)!r} is read-only.")
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ import numpy as np
 from PIL import Image
 
 from poster_zoo.errors import MissingExtraError, OptionError, OutputError, VideoError
-from poster_zoo.files import whole_file
+from poster_zoo.files import check_place, whole_file
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -300,12 +300,7 @@ def check_video_output(out: str | os.PathLike[str]) -> Path:
     path = Path(out)
     if path.suffix.lower() not in _FORMATS:
         raise OutputError(f"A video cannot be written as {str(path)!r}; end its name in {', '.join(_FORMATS)}.")
-    if path.is_dir():
-        raise OutputError(f"A video cannot be written to {str(path)!r}, which is a folder; add a file name.")
-    if not path.parent.is_dir():
-        raise OutputError(f"The video {str(path)!r} has no folder to go to; make {str(path.parent)!r} first.")
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"The video {str(path)!r} cannot be written: the folder {str(path.parent)!r} is read-only.")
+    check_place("video", path)
     return path
 
 
