@@ -30,7 +30,7 @@ def commands(centerface: str | None = None, fer: str | None = None) -> dict[str,
         "bfloat16": [str(HERE / "inference.py"), "--batch", "1", "--batch", "8", "--rounds", "3", "--bfloat16"],
         "tiny": [str(HERE / "tiny.py"), *(["--fer", fer] if fer else [])],
         "growth": [str(HERE / "growth.py")],
-        "training": [str(HERE / "training.py"), "--bfloat16"],
+        "training": [str(HERE / "training.py"), "--compile", "--bfloat16"],
         "data": [str(HERE / "data.py")],
         "detection": [str(HERE / "detection.py"), *detection, *(["--onnx", centerface] if centerface else [])],
     }

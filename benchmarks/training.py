@@ -101,10 +101,18 @@ def recorded(step: Callable[[], float], losses: list[float]) -> Callable[[], obj
 @click.option("--rounds", default=7, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--only", type=click.Choice(["SAM", "plain"]), help="One kind of step.")
+@click.option("--compile", "compiled", is_flag=True, help="Also our step compiled.")
 @click.option("--bfloat16", is_flag=True, help="Also our step under autocast to bfloat16.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write all numbers there.")
 def main(
-    name: str, batch: int, rounds: int, threads: int, only: str | None, bfloat16: bool, json_file: str | None
+    name: str,
+    batch: int,
+    rounds: int,
+    threads: int,
+    only: str | None,
+    compiled: bool,
+    bfloat16: bool,
+    json_file: str | None,
 ) -> None:
     """Time steps of training, plain and with SAM."""
     torch.set_num_threads(threads)
@@ -113,6 +121,8 @@ def main(
     images = torch.randn(batch, start.in_chans, *start.img_size)
     targets = torch.arange(batch) % start.num_classes
     ours: dict[str, dict[str, Any]] = {"fp32": {}, "channels_last": {"channels_last": True}}
+    if compiled:
+        ours["compiled"] = {"compile": True}
     if bfloat16:
         ours["bf16"] = {"precision": "bf16", "channels_last": True}
     ceiling = bench.measure_ceiling(torch.device("cpu"), torch.float32)

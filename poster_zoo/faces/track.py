@@ -33,7 +33,7 @@ __all__ = ["FaceTracker", "TrackedFace"]
 
 _SURE = 0.5  # a detector must be of a face
 _AROUND = 2.0  # sides of a face's box, in which it is looked for in the next frame
-_NEAR_SIDE = 160  # pixels of such a look: the face has some 80
+_NEAR_SIDE = 128  # pixels of such a look: the face has some 64
 _MOST_AROUND = 0.6  # of the frame's pixels; the whole frame costs no more then
 _NOMINAL = 30.0  # frames a second, in which the tracker counts its time
 _LEAST_OVERLAP, _ENLARGED = 0.1, 0.5  # of a face with the place where it is expected, each grown by half on each side
