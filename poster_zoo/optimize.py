@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, TypeVar, cast
 
 import torch
@@ -58,15 +58,14 @@ def optimize(model: Model, *, compile: bool = False, dtype: torch.dtype | None =
         raise OptionError(f"dtype={dtype} was asked for; a model computes in a floating type, such as torch.bfloat16.")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise OptionError("The model is on the meta device and has no numbers; load its weights before optimizing it.")
-    if getattr(model, "is_optimized", False):
-        return model if inplace else copy.deepcopy(model)
     model = model if inplace else copy.deepcopy(model)
-    model.eval().requires_grad_(False)
-    for name, child in model.named_children():
-        setattr(model, name, _answering(child))
-    _fold_sequences(model)
-    if type(model) is Poster and isinstance(model.fusion, FastPyramid):
-        model.__class__ = cast("Any", _FastPoster)
+    if not getattr(model, "is_optimized", False):
+        model.eval().requires_grad_(False)
+        for name, child in model.named_children():
+            setattr(model, name, _answering(child))
+        _fold_sequences(model)
+        if type(model) is Poster and isinstance(model.fusion, FastPyramid):
+            model.__class__ = cast("Any", _FastPoster)
     model.to(dtype=dtype).to(memory_format=torch.channels_last)
     model.is_optimized = True  # type: ignore[assignment]
     if compile:
@@ -85,9 +84,37 @@ def _form(module: nn.Module) -> Callable[[Any], nn.Module] | None:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether a module does what its class says: not where it has hooks, or is quantized, adapted or parametrized."""
+    """Whether a module does what its class says: not where it has hooks, or is quantized, adapted or parametrized.
+
+    Nor where a layer in it is set, or was exchanged for one that computes, otherwise than in the zoo.
+    """
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return type(module).__module__.startswith(_PLAIN) and not any(hooks)
+    if any(hooks) or not type(module).__module__.startswith(_PLAIN):
+        return False
+    if isinstance(module, (nn.Linear, nn.LayerNorm)):
+        return module.bias is not None
+    if isinstance(module, nn.BatchNorm2d):
+        return module.affine and module.track_running_stats
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+        return module.padding_mode == "zeros"
+    if isinstance(module, ConvBnAct):
+        return _are(nn.Conv2d, module.conv) and _are(nn.BatchNorm2d, module.bn)
+    if isinstance(module, IRBlock):
+        if not (_are(nn.Conv2d, module.conv1, module.conv2) and _are(nn.BatchNorm2d, module.bn1, module.bn2)):
+            return False
+        conv = module.conv1
+        return (conv.kernel_size, conv.padding, conv.dilation, conv.groups) == ((3, 3), (1, 1), (1, 1), 1)
+    if isinstance(module, CrossFusionBlock):
+        branches = (module.image, module.landmark)
+        norms_of = [norm for branch in branches for norm in (branch.norm1, branch.norm2)]
+        layers = [layer for b in branches for layer in (b.attn.kv, b.attn.proj, b.mlp.fc1, b.mlp.fc2)]
+        same_eps = len({norm.eps for norm in norms_of}) == 1
+        return _are(nn.LayerNorm, *norms_of) and _are(nn.Linear, *layers) and same_eps
+    return True
+
+
+def _are(kind: type[nn.Module], *modules: nn.Module) -> bool:
+    return all(type(module) is kind for module in modules)
 
 
 _PLAIN = ("poster_zoo.models.", "torch.nn.modules.", "timm.layers.")
@@ -188,7 +215,8 @@ class FastConv(nn.Module):
         return "relu" if self.relu else None
 
     def _packed_for(self, x: Tensor) -> Tensor:
-        key = (self.weight.data_ptr(), self.weight.dtype)
+        version = 0 if self.weight.is_inference() else self.weight._version
+        key = (self.weight.data_ptr(), self.weight.dtype, version)
         if self._packed is None or self._packed[0] != key:
             plain = self.weight.contiguous().to_mkldnn()
             self._packed = key, _PACK(plain, *self.geometry, list(x.shape))
@@ -227,25 +255,30 @@ def _onednn_computes(x: Tensor, weight: Tensor) -> bool:
     )
 
 
+def _exact(tensor: Tensor) -> Tensor:
+    """Return a weight in float64, on the CPU: not every device has that type."""
+    return tensor.detach().to("cpu", torch.float64)
+
+
 def _scale_and_shift(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Return what `bn` in eval mode multiplies with and adds, a channel, in float64."""
-    mean, var = cast("Tensor", bn.running_mean).double(), cast("Tensor", bn.running_var).double()
-    scale = bn.weight.detach().double() / (var + bn.eps).sqrt()
-    return scale, bn.bias.detach().double() - mean * scale
+    mean, var = _exact(cast("Tensor", bn.running_mean)), _exact(cast("Tensor", bn.running_var))
+    scale = _exact(bn.weight) / (var + bn.eps).sqrt()
+    return scale, _exact(bn.bias) - mean * scale
 
 
 def _folded(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Return weights and bias that do what `conv` and then `bn` do."""
     scale, shift = _scale_and_shift(bn)
     if conv.bias is not None:
-        shift = shift + conv.bias.detach().double() * scale
+        shift = shift + _exact(conv.bias) * scale
     weight = conv.weight.detach()
-    return (weight.double() * scale[:, None, None, None]).to(weight), shift.to(weight)
+    return (_exact(weight) * scale[:, None, None, None]).to(weight), shift.to(weight)
 
 
 def _fold_conv_bn_act(module: ConvBnAct) -> nn.Module:
     conv = FastConv(*_folded(module.conv, module.bn), module.conv)
-    return nn.Sequential(conv, module.act) if isinstance(module.act, nn.PReLU) else conv
+    return conv if isinstance(module.act, nn.Identity) else nn.Sequential(conv, module.act)
 
 
 class FastIRBlock(nn.Module):
@@ -257,7 +290,7 @@ class FastIRBlock(nn.Module):
     def __init__(self, block: IRBlock) -> None:
         super().__init__()
         scale, shift = _scale_and_shift(block.bn1)
-        kernel = block.conv1.weight.detach().double()  # (out, in, 3, 3)
+        kernel = _exact(block.conv1.weight)  # (out, in, 3, 3)
         # What each of the nine taps adds to the output by the norm's shift, (out, 3, 3). A tap that falls on the
         # padding adds nothing: it is taken off again at the edges, and at the corners given back once.
         taps = torch.einsum("oihw,i->ohw", kernel, shift)
@@ -288,7 +321,11 @@ class FastIRBlock(nn.Module):
         y[:, :, -1] -= bottom
         y[:, :, :, 0] -= left
         y[:, :, :, -1] -= right
-        y[:, :, :: y.shape[2] - 1, :: y.shape[3] - 1] += self.corners
+        if min(y.shape[2:]) > 1:
+            y[:, :, :: y.shape[2] - 1, :: y.shape[3] - 1] += self.corners
+        else:  # two corners or all four are one pixel
+            for row, column in product((0, -1), repeat=2):
+                y[:, :, row, column] += self.corners[:, :, row, column]
         return y
 
 
@@ -334,7 +371,7 @@ class FastNeck(nn.Module):
 def _folded_transposed(conv: nn.ConvTranspose2d, bn: nn.BatchNorm2d) -> nn.ConvTranspose2d:
     scale, shift = _scale_and_shift(bn)
     folded = copy.deepcopy(conv)
-    folded.weight = nn.Parameter((conv.weight.detach().double() * scale[:, None, None]).to(conv.weight), False)
+    folded.weight = nn.Parameter((_exact(conv.weight) * scale[:, None, None]).to(conv.weight), False)
     folded.bias = nn.Parameter(shift.to(conv.weight), False)
     return folded
 
@@ -363,19 +400,26 @@ class FastFusionBlock(nn.Module):
     """A cross-fusion block on tokens of shape (100, B, D), the image's before the landmarks', both at once.
 
     Weights have the streams as their first dimension. The affine part of each LayerNorm is in the product after it.
+
+    Args:
+        block: The block.
+        up: The transposed convolution whose answer is added to the block's; its bias is added here already.
     """
 
+    bias: Tensor
+    fc2_weight: Tensor
+    fc2_bias: Tensor
     mix_weight: Tensor
     mix_bias: Tensor
 
-    def __init__(self, block: CrossFusionBlock) -> None:
+    def __init__(self, block: CrossFusionBlock, up: nn.ConvTranspose1d | None = None) -> None:
         super().__init__()
         branches = (block.image, block.landmark)
         self.num_heads = block.image.attn.num_heads
         self.eps = block.image.norm1.eps
         pairs = {
             "query": (_stacked([b.norm1.weight for b in branches]), _stacked([b.norm1.bias for b in branches])),
-            "kv": _after_norm([(b.norm1, b.attn.kv) for b in branches]),
+            "kv": _by_head(*_after_norm([(b.norm1, b.attn.kv) for b in branches]), self.num_heads),
             "proj": _transposed([b.attn.proj for b in branches]),
             "fc1": _after_norm([(b.norm2, b.mlp.fc1) for b in branches]),
             "fc2": _transposed([b.mlp.fc2 for b in branches]),
@@ -386,18 +430,31 @@ class FastFusionBlock(nn.Module):
         self.mixes = isinstance(block.mix, nn.Conv1d)
         if isinstance(block.mix, nn.Conv1d):
             self.register_buffer("mix_weight", block.mix.weight.detach()[:, :, 0].clone())
-            self.register_buffer("mix_bias", cast("Tensor", block.mix.bias).detach()[:, None, None].clone())
+            self.register_buffer("mix_bias", cast("Tensor", block.mix.bias).detach().clone())
+        # All that is added to the last product's tokens, mixed as they are.
+        mix_weight, mix_bias = self.mixing()
+        added = (
+            mix_weight @ _exact(self.fc2_bias).expand(-1, len(mix_weight) // 2, -1).flatten(0, 1) + mix_bias[:, None]
+        )
+        if up is not None:
+            added = added + _exact(cast("Tensor", up.bias))[:, None]
+        self.register_buffer("bias", added[:, None].to(self.fc2_bias))
+
+    def mixing(self) -> tuple[Tensor, Tensor]:
+        """Return the weights (100, 100) and biases (100,) of the block's mix of tokens, in float64 on the CPU."""
+        if self.mixes:
+            return _exact(self.mix_weight), _exact(self.mix_bias)
+        tokens = 2 * (PATCHES + 1)
+        return torch.eye(tokens, dtype=torch.float64, device="cpu"), torch.zeros(
+            tokens, dtype=torch.float64, device="cpu"
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's tokens, (100, B, D) as they came."""
-        return self._mix(self._exchange(x, 2))
-
-    def mixing(self) -> tuple[Tensor, Tensor]:
-        """Return the weights (100, 100) and biases (100,) of the block's mix of tokens, in float64."""
+        y = _add_product(*self._activations(x), self.fc2_weight).view(x.shape)
         if self.mixes:
-            return self.mix_weight.double(), self.mix_bias.flatten().double()
-        tokens = 2 * (PATCHES + 1)
-        return torch.eye(tokens).double(), torch.zeros(tokens).double()
+            y = torch.mm(self.mix_weight, y.flatten(1)).view(x.shape)
+        return y.add_(self.bias)
 
     def sums(self, x: Tensor, shares: Tensor) -> Tensor:
         """Return sums of the block's tokens before they are mixed, (R, B, D), with the shares (R, 100) of each token.
@@ -406,24 +463,21 @@ class FastFusionBlock(nn.Module):
         """
         _, batch, dim = x.shape
         if len(shares) == 1 and not self.mixes:  # the class token itself, which asks the landmarks' tokens alone
-            return self._exchange(x, 1, 1)
-        own, hidden = self._activations(x, 2)
-        weight, bias = self._layer("fc2", 2)
+            own, hidden = self._activations(x, 1, 1)
+            return _add_product(own + self.fc2_bias[:1], hidden, self.fc2_weight[:1])
+        own, hidden = self._activations(x)
         by_stream = shares.view(len(shares), 2, -1).transpose(0, 1)  # (2, R, 50)
         summed = torch.bmm(by_stream, hidden.view(2, -1, batch * hidden.shape[2])).view(2, -1, hidden.shape[2])
-        of_streams = (
-            torch.bmm(summed, weight).view(2, -1, batch, dim) + by_stream.sum(2)[:, :, None, None] * bias[:, None]
-        )
+        of_streams = torch.bmm(summed, self.fc2_weight).view(2, -1, batch, dim)
+        of_streams = of_streams + by_stream.sum(2)[:, :, None, None] * self.fc2_bias[:, None]
         return torch.mm(shares, own.view(-1, batch * dim)).view(-1, batch, dim) + of_streams.sum(0)
 
-    def _exchange(self, x: Tensor, streams: int, tokens: int | None = None) -> Tensor:
-        """Let the first `streams` ask each other, for the first `tokens` of each; return (tokens, B, D)."""
-        own, hidden = self._activations(x, streams, tokens)
-        weight, bias = self._layer("fc2", streams)
-        return torch.baddbmm(own + bias, hidden, weight).view(-1, *x.shape[1:])
+    def _activations(self, x: Tensor, streams: int = 2, tokens: int | None = None) -> tuple[Tensor, Tensor]:
+        """Let the first `streams` ask each other, for the first `tokens` of each.
 
-    def _activations(self, x: Tensor, streams: int, tokens: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return (streams, tokens · B, D) after attention, and the MLP's activations of them."""
+        Returns:
+            (streams, tokens · B, D), what they are after it, and the activations (streams, tokens · B, …) of the MLP.
+        """
         _, batch, dim = x.shape
         halves = x.view(2, -1, batch, dim)  # (2, 50, B, D)
         normed = F.layer_norm(halves, (dim,), eps=self.eps)
@@ -434,7 +488,7 @@ class FastFusionBlock(nn.Module):
         query, kv, proj, fc1 = (self._layer(name, streams) for name in ("query", "kv", "proj", "fc1"))
 
         asked = self._attend(torch.addcmul(query[1], others, query[0]), torch.baddbmm(kv[1], keys, kv[0]), batch)
-        own = torch.baddbmm(own + proj[1], asked, proj[0])
+        own = _add_product(own + proj[1], asked, proj[0])
         return own, F.gelu(torch.baddbmm(fc1[1], F.layer_norm(own, (dim,), eps=self.eps), fc1[0]))
 
     def _layer(self, name: str, streams: int) -> tuple[Tensor, Tensor]:
@@ -444,17 +498,20 @@ class FastFusionBlock(nn.Module):
     def _attend(self, queries: Tensor, kv: Tensor, batch: int) -> Tensor:
         """Return (streams, N · B, D) for queries of that shape, and keys and values (streams, 50 · B, 2 D)."""
         streams, _, dim = queries.shape
-        heads, width = self.num_heads, dim // self.num_heads
-        q = queries.view(streams, -1, batch, heads, width).permute(0, 2, 3, 1, 4)
-        k, v = kv.view(streams, -1, batch, 2, heads, width).permute(3, 0, 2, 4, 1, 5)
-        y = F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
-        return y.view(streams, batch, heads, -1, width).permute(0, 3, 1, 2, 4).reshape(queries.shape)
+        heads = batch * self.num_heads  # of all images: no tensor has to be laid out anew
+        width = dim // self.num_heads
+        q = queries.view(streams, -1, heads, width).transpose(1, 2)
+        k, v = kv.view(streams, -1, heads, 2, width).permute(3, 0, 2, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(queries.shape)
 
-    def _mix(self, x: Tensor) -> Tensor:
-        """Mix the tokens where the block does."""
-        if not self.mixes:
-            return x
-        return torch.mm(self.mix_weight, x.flatten(1)).view(-1, *x.shape[1:]) + self.mix_bias
+
+def _add_product(into: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Return `into` plus the products of matrices, in its own memory where nothing else needs that."""
+    if torch.is_autocast_enabled(into.device.type):  # sums stay in the type that they are in
+        return into + torch.bmm(x, weight)
+    if into.requires_grad and torch.is_grad_enabled():
+        return torch.baddbmm(into, x, weight)
+    return into.baddbmm_(x, weight)
 
 
 def _stacked(tensors: list[Tensor]) -> Tensor:
@@ -469,30 +526,34 @@ def _transposed(layers: list[nn.Linear]) -> tuple[Tensor, Tensor]:
 
 def _after_norm(layers: list[tuple[nn.LayerNorm, nn.Linear]]) -> tuple[Tensor, Tensor]:
     """As `_transposed`, with the affine part of the norm before each layer taken in."""
-    weights = [norm.weight.double()[:, None] * layer.weight.double().t() for norm, layer in layers]
-    biases = [layer.bias.double() + layer.weight.double() @ norm.bias.double() for norm, layer in layers]
-    like = layers[0][1].weight
-    return torch.stack(weights).detach().to(like), _stacked(biases).to(like)
+    weights = [_exact(norm.weight)[:, None] * _exact(layer.weight).t() for norm, layer in layers]
+    biases = [_exact(layer.bias) + _exact(layer.weight) @ _exact(norm.bias) for norm, layer in layers]
+    like = layers[0][1].weight.detach()
+    return torch.stack(weights).to(like), _stacked(biases).to(like)
+
+
+def _by_head(weight: Tensor, bias: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Return keys' and values' weights in another order of outputs: each head's keys, then its values."""
+    order = torch.arange(weight.shape[-1], device=weight.device).view(2, heads, -1).transpose(0, 1).flatten()
+    return weight[..., order], bias[..., order]
 
 
 class Upsample(nn.Module):
-    """Add a level to the next larger one: a transposed convolution over tokens as one product, and the sum."""
+    """Add a level to the next larger one: a transposed convolution over tokens as one product; its bias is not here."""
 
     weight: Tensor
-    bias: Tensor
 
     def __init__(self, conv: nn.ConvTranspose1d) -> None:
         super().__init__()
-        self.register_buffer(
-            "weight", conv.weight.detach().permute(1, 2, 0).flatten(0, 1).contiguous()
-        )  # (100 · 2, 100)
-        self.register_buffer("bias", cast("Tensor", conv.bias).detach()[:, None, None].clone())
+        weight = conv.weight.detach().permute(1, 2, 0).flatten(0, 1)
+        self.register_buffer("weight", weight.contiguous())  # (100 · 2, 100)
 
     def forward(self, large: Tensor, small: Tensor) -> Tensor:
-        """Return `large` plus the stretched `small` (100, B, D / 2)."""
+        """Add the stretched `small` (100, B, D / 2) to `large`, and return it."""
         tokens, batch, dim = large.shape
         stretched = torch.mm(self.weight, small.flatten(1)).view(tokens, 2, batch, dim // 2)
-        return large + self.bias + stretched.permute(0, 2, 3, 1).reshape(large.shape)
+        large.view(tokens, batch, -1, 2).add_(stretched.permute(0, 2, 3, 1))
+        return large
 
 
 class FastPyramid(nn.Module):
@@ -505,30 +566,30 @@ class FastPyramid(nn.Module):
         self.register_buffer("pos_embed", pyramid.pos_embed.detach().clone())
         self.down_medium, self.down_small = pyramid.down_medium, pyramid.down_small
         blocks = cast("list[PyramidBlock]", list(pyramid.blocks))
-        self.large, self.medium, self.small = (
-            nn.ModuleList(FastFusionBlock(getattr(block, level)) for block in blocks)
-            for level in ("large", "medium", "small")
-        )
+        self.large = nn.ModuleList(FastFusionBlock(block.large, block.up_medium) for block in blocks)
+        self.medium = nn.ModuleList(FastFusionBlock(block.medium, block.up_small) for block in blocks)
+        self.small = nn.ModuleList(FastFusionBlock(block.small) for block in blocks)
         self.up_medium = nn.ModuleList(Upsample(block.up_medium) for block in blocks)
         self.up_small = nn.ModuleList(Upsample(block.up_small) for block in blocks)
         self.norm = pyramid.norm
-        for level, (shares, bias) in zip(("large", "medium", "small"), self._last_sums(), strict=True):
+        for level, (shares, bias) in zip(("large", "medium", "small"), self._last_sums(blocks[-1]), strict=True):
             self.register_buffer(f"{level}_shares", shares.to(self.pos_embed))
             self.register_buffer(f"{level}_bias", bias.to(self.pos_embed)[:, None, None])
 
-    def _last_sums(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _last_sums(self, block: PyramidBlock) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield for each level which sums of its last block's tokens the class token is made of, and their biases.
 
         All that follows in the last block is linear: the mixes, and the transposed convolutions upwards, whose even
         and odd features come from different sums. So the large level gives one sum, the medium two, the small four.
         """
         large, medium, small = (cast("FastFusionBlock", level[-1]).mixing() for level in self._levels())
-        up_medium, up_small = (cast("Upsample", up[-1]) for up in (self.up_medium, self.up_small))
-        from_medium = up_medium.weight[:2].double()
-        from_small = torch.einsum("rt,tks->rks", from_medium, up_small.weight.double().view(PATCHES * 2 + 2, 2, -1))
-        yield large[0][:1], large[1][:1] + up_medium.bias.double().flatten()[:1]
-        yield from_medium @ medium[0], from_medium @ (medium[1] + up_small.bias.double().flatten())
-        yield from_small.flatten(0, 1) @ small[0], from_small.flatten(0, 1) @ small[1]
+        up_medium, up_small = _exact(block.up_medium.weight), _exact(block.up_small.weight)  # (100 in, 100 out, 2)
+        bias_medium, bias_small = (_exact(cast("Tensor", up.bias)) for up in (block.up_medium, block.up_small))
+        from_medium = up_medium[:, 0].t()
+        from_small = torch.einsum("rt,stk->rks", from_medium, up_small).flatten(0, 1)
+        yield large[0][:1], large[1][:1] + bias_medium[:1]
+        yield from_medium @ medium[0], from_medium @ (medium[1] + bias_small)
+        yield from_small @ small[0], from_small @ small[1]
 
     def _levels(self) -> tuple[nn.ModuleList, nn.ModuleList, nn.ModuleList]:
         return self.large, self.medium, self.small

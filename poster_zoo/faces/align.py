@@ -109,11 +109,11 @@ def cut_out(image: Image.Image, transform: np.ndarray[Any, Any], size: tuple[int
 
     # Each pixel of the crop is the mean of `fine` × `fine` samples, which lie no further apart than the part's pixels.
     fine = 1 if step < 1.001 else 2  # a crop at the picture's own scale comes out of rounding as a little more than 1
-    half = np.diag([width, height]) / 2
+    x, y = ((np.arange(side * fine) + 0.5) / fine for side in (width, height))
     to_part = np.diag(2 / (reduce * np.array(part.size, np.float64)))  # -1…1 from edge to edge, as torch counts
-    shift = to_part @ (back @ (half.sum(1) - transform[:, 2]) - box[:2]) - 1
-    places = torch.from_numpy(np.column_stack([to_part @ back @ half, shift]).astype(np.float32))
-    grid = F.affine_grid(places[None], [1, 3, height * fine, width * fine], align_corners=False)
+    (of_x, of_y), start = (to_part @ back).T, to_part @ (-back @ transform[:, 2] - box[:2]) - 1
+    places = (np.outer(x, of_x) + start)[None].astype(np.float32) + np.outer(y, of_y)[:, None].astype(np.float32)
+    grid = torch.from_numpy(places)[None]
     pixels = torch.from_numpy(np.array(part, np.float32)).permute(2, 0, 1)[None]
     crop = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
     if fine > 1:
