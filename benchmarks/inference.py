@@ -2,15 +2,16 @@
 
     python benchmarks/inference.py --batch 1 --batch 8 --compile --onnxruntime --openvino --json inference.json
 
-All sides answer the same images in turns, in one run; printed are medians. `--upstream DIR` puts the authors' own
-network beside them for whoever has a checkout of it: DIR is what `git clone` made, and its `models/emotion_hyp.py`
-must give the class `pyramid_trans_expr`; it is built as the authors' test script builds it, with random numbers, and
-so is timed and not compared.
+All sides answer the same images in turns, in one run; printed are medians and quartiles. The ceiling is measured
+before each batch size. `--upstream DIR` puts the authors' own network beside them for whoever has a checkout of it:
+DIR is what `git clone` made, with the two files that its README has one put into `models/pretrain/`. It is built as
+the authors' test script builds it, with a head of random numbers, and so is timed and not compared.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import tempfile
 import time
@@ -63,22 +64,35 @@ def main(
     torch.manual_seed(0)
     model: Any = poster_zoo.create_model(name).eval()
     clock = time.process_time if processor_time else time.perf_counter
-    ceiling = bench.measure_ceiling(device, torch.float32, clock=clock)
-    click.echo(f"ceiling: {ceiling.convolution / 1e9:.0f} and {ceiling.matmul / 1e9:.0f} GFLOP/s")
-    sides = _sides(model, **wanted)
     reports = []
-    for batch in batches:
-        images = torch.randn(batch, model.in_chans, *model.img_size)
-        report = bench.benchmark(name, sides, images, bench.count_flops(model, images), ceiling, rounds, clock)
-        plain = report.latency["plain"].median
-        for side, timing in report.latency.items():
-            click.echo(
-                f"batch {batch:3}  {side:12} {timing.median * 1e3:9.1f} ms  {plain / timing.median:5.2f} x plain  "
-                f"{report.of_ceiling[side]:5.2f} of the ceiling  difference {report.largest_difference[side]:.1e}"
-            )
-        reports.append(report)
+    with tempfile.TemporaryDirectory() as folder:
+        wanted["graph"] = Path(wanted["graph"] or Path(folder) / "model.onnx")
+        for batch in batches:
+            torch._dynamo.reset()  # what is compiled is compiled for this batch size
+            sides = _sides(model, **wanted)
+            ceiling = bench.measure_ceiling(device, torch.float32, clock=clock)
+            click.echo(f"ceiling: {ceiling.convolution / 1e9:.0f} and {ceiling.matmul / 1e9:.0f} GFLOP/s")
+            images = torch.randn(batch, model.in_chans, *model.img_size)
+            flops = bench.count_flops(model, images)
+            report = bench.benchmark(name, sides, images, flops, ceiling, rounds, clock, pause=0.1)
+            report.largest_difference.pop("upstream", None)
+            _tell(report)
+            reports.append((ceiling, report))
     if json_file:
-        bench.write_report(json_file, device, clock=clock.__name__, ceiling=ceiling, reports=reports)
+        ceilings, reports_alone = zip(*reports, strict=True)
+        bench.write_report(json_file, device, clock=clock.__name__, ceilings=ceilings, reports=reports_alone)
+
+
+def _tell(report: bench.Report) -> None:
+    plain = report.latency["plain"].median
+    for side, timing in report.latency.items():
+        first, third = timing.quartiles
+        difference = report.largest_difference.get(side)
+        click.echo(
+            f"batch {report.batch:3}  {side:12} {timing.median * 1e3:9.1f} ms ({first * 1e3:.1f} … {third * 1e3:.1f})  "
+            f"{plain / timing.median:5.2f} x plain  {report.of_ceiling[side]:5.2f} of the ceiling  "
+            + ("not compared" if difference is None else f"difference {difference:.1e}")
+        )
 
 
 def _sides(
@@ -87,7 +101,7 @@ def _sides(
     bfloat16: bool,
     onnxruntime: bool,
     openvino: bool,
-    graph: str | None,
+    graph: Path,
     upstream: str | None,
 ) -> dict[str, Side]:
     sides: dict[str, Side] = {"plain": PlainPoster(model), "eager": model, "optimized": poster_zoo.optimize(model)}
@@ -97,11 +111,9 @@ def _sides(
         narrow = poster_zoo.optimize(model, dtype=torch.bfloat16)
         sides["bfloat16"] = lambda images: narrow(images.bfloat16())
     engines = [name for name, asked in (("onnxruntime", onnxruntime), ("openvino", openvino)) if asked]
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(graph or Path(folder) / "model.onnx")
-        if engines and not file.exists():
-            export(model, file)
-        sides |= {name: on_engine(model, name, file) for name in engines}
+    if engines and not graph.exists():
+        export(model, graph)
+    sides |= {name: on_engine(model, name, graph) for name in engines}
     if upstream:
         sides["upstream"] = _upstream(upstream, model)
     return sides
@@ -110,8 +122,24 @@ def _sides(
 def _upstream(folder: str, model: Any) -> Side:
     sys.path.insert(0, folder)
     network: Any = importlib.import_module("models.emotion_hyp").pyramid_trans_expr
-    built = network(img_size=model.img_size[0], num_classes=model.num_classes, type="large").eval()
-    return lambda images: built(images)[0] if isinstance(built(images), tuple) else built(images)
+    here = Path.cwd()
+    os.chdir(folder)  # its constructor reads files beside itself
+    try:
+        built = network(img_size=model.img_size[0], num_classes=model.num_classes, type="large").eval()
+    except FileNotFoundError as error:
+        raise click.ClickException(
+            f"The authors' network is built from {error.filename}, which is not in {folder}; "
+            "put it there as the authors' README says."
+        ) from error
+    finally:
+        os.chdir(here)
+
+    def answer(images: Tensor) -> Tensor:
+        given = built(images)  # logits, and features beside them
+        logits: Tensor = given[0] if isinstance(given, tuple) else given
+        return logits
+
+    return answer
 
 
 if __name__ == "__main__":

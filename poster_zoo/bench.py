@@ -96,6 +96,7 @@ def take_turns(
     rounds: int,
     wait: Callable[[], None] | None = None,
     clock: Callable[[], float] | None = None,
+    pause: float = 0.0,
 ) -> dict[str, Timing]:
     """Call the sides in turn and return how long each takes.
 
@@ -105,6 +106,8 @@ def take_turns(
         wait: What to call before the clock is read, where work goes on after a call: `torch.cuda.synchronize`.
         clock: What tells the time in seconds; by default the wall's clock. `time.process_time` counts the work that
             the processor does for this process: on one thread hardly more where it has other work to do as well.
+        pause: Seconds to wait before each call. Some runtimes' threads go on looking for work for a while after an
+            answer, on the cores that the next side needs.
 
     Raises:
         OptionError: Fewer than three rounds, of which there is no spread.
@@ -115,6 +118,7 @@ def take_turns(
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 2):
         for name, side in sides.items():
+            time.sleep(pause)
             start = clock()
             side()
             if wait is not None:
@@ -265,6 +269,7 @@ def benchmark(
     ceiling: Ceiling,
     rounds: int,
     clock: Callable[[], float] | None = None,
+    pause: float = 0.0,
 ) -> Report:
     """Time the sides of one model on one batch; the first side is the one whose answers the others must give.
 
@@ -276,6 +281,7 @@ def benchmark(
         ceiling: Measured in the same run.
         rounds: How often each side is called.
         clock: As for `take_turns`.
+        pause: As for `take_turns`.
     """
     batch = len(images)
     answers: dict[str, Tensor] = {}
@@ -286,7 +292,7 @@ def benchmark(
             answers[side] = call(images).float()
             memory[side] = peak_memory(images.device)
         calls = {side: (lambda call=call: call(images)) for side, call in sides.items()}
-        latency = take_turns(calls, rounds, waiter(images.device), clock)
+        latency = take_turns(calls, rounds, waiter(images.device), clock, pause)
     first = answers[next(iter(sides))]
     return Report(
         model=name,

@@ -9,10 +9,12 @@ import json
 import sys
 from pathlib import Path
 
+import inference
 import numpy as np
 import pytest
 import run
 import torch
+from click import ClickException
 from click.testing import CliRunner
 from PIL import Image
 from plain import PlainPoster
@@ -133,6 +135,40 @@ def test_data_is_measured_on_one_thread_and_threads_come_back() -> None:
     assert torch.get_num_threads() == threads
     assert data.images_per_second == pytest.approx(1 / (data.read.median + data.normalise.median))
     assert Image.open(io.BytesIO(bench.jpeg(100))).size == (100, 100)
+
+
+AUTHORS = """\
+import torch
+calls = []
+class pyramid_trans_expr(torch.nn.Module):
+    def __init__(self, img_size, num_classes, type):
+        super().__init__()
+        open("models/pretrain/ir50.pth").close()
+        self.head = torch.nn.Linear(3, num_classes)
+    def forward(self, x):
+        calls.append(x)
+        return self.head(x.mean((2, 3))), x
+"""
+
+
+def test_the_authors_network_is_built_in_its_checkout_and_called_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "emotion_hyp.py").write_text(AUTHORS)
+    model = poster_zoo.create_model("poster_tiny")
+    here = Path.cwd()
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(ClickException, match=r"models/pretrain/ir50\.pth"):
+        inference._upstream(str(tmp_path), model)
+    (tmp_path / "models" / "pretrain").mkdir()
+    (tmp_path / "models" / "pretrain" / "ir50.pth").touch()
+    side = inference._upstream(str(tmp_path), model)
+    assert side(torch.zeros(2, 3, 8, 8)).shape == (2, 8)
+    assert len(importlib.import_module("models.emotion_hyp").calls) == 1
+    assert Path.cwd() == here
+    for name in ("models", "models.emotion_hyp"):
+        del sys.modules[name]
 
 
 @pytest.mark.parametrize(
