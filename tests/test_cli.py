@@ -462,6 +462,8 @@ def test_labels_and_plot_write_the_sheet_and_the_matrix_beside_it(photos: Path, 
     assert "Wrote out_confusion.svg" in result.stderr
     assert "true: Happiness" in Path("out.svg").read_text()
     assert "no images" in Path("out_confusion.svg").read_text()
+    with open("out_confusion.csv", newline="") as table:
+        assert sum(int(row["images"]) for row in csv.DictReader(table)) == 3
 
 
 def test_plot_without_labels_writes_the_sheet_alone(photos: Path, model: str) -> None:

@@ -324,5 +324,5 @@ def _draw(sheet: Path | None, matrix: Path | None, tally: _Tally, images: int, e
             plots.contact_sheet(sources, answers, tally.shown_labels, out=sheet, total=images)
         note(f"Wrote {sheet}")
     if matrix is not None and evaluation is not None:
-        plots.confusion_matrix(evaluation, out=matrix)
+        plots.confusion_matrix(evaluation, out=matrix, table=True)
         note(f"Wrote {matrix}")
