@@ -273,6 +273,18 @@ def test_data_of_one_part_is_read_as_it_is_and_that_is_said(here: Path, pictures
     assert "no part 'test'; its only part" in result.stderr
 
 
+def test_each_joined_collection_of_another_part_is_named(
+    rafdb: list[str], pictures: tuple[Path, ...], model: str
+) -> None:
+    Path("list.csv").write_text(f"file,label\n{pictures[0]},happy\n")
+    joined = ["--data", "rafdb:RAF-DB", "--data", "csv:list.csv"]
+    result = run("eval", "--model", model, *joined, "--json")
+    known = json.loads(result.stdout)
+    assert known["images"] == IMAGES + 1
+    assert known["splits"] == ["test", "all"]
+    assert result.stderr.count("no part 'test'; its only part, 'all', was read") == 1
+
+
 def test_flip_answers_by_the_mean_over_both_views(rafdb: list[str], model: str, pictures: tuple[Path, ...]) -> None:
     net: Any = poster_zoo.create_model(model, pretrained=True).eval()
     prepare = poster_zoo.create_transform(net)

@@ -92,6 +92,7 @@ def command(
     folder = None if plot is None else _figure_folder(plot)
 
     from poster_zoo.data.datasets import available_splits
+    from poster_zoo.data.datasets import join as join_parts
     from poster_zoo.evaluate import answer_dataset
 
     for spec in specs:
@@ -99,18 +100,20 @@ def command(
     models = compare or [load_model(ctx, model, checkpoint)]
     processes = join(ctx, device)
     predictors = [load_predictor(one, device, batch_size, processes) for one in models]
-    dataset = _open(specs, split, [label for predictor in predictors for label in predictor.labels])
+    parts = _open(specs, split, [label for predictor in predictors for label in predictor.labels])
+    dataset = join_parts(parts)
     answers = [answer_dataset(predictor, dataset, flip=flip, skip_bad=skip_bad) for predictor in predictors]
     if not prints(processes):
         return
     names = [model_name(one) for one in models]
-    _warn(dataset, split, dict(zip(names, answers, strict=True)))
+    _warn(parts, split, dict(zip(names, answers, strict=True)))
     report = _TwoModels(compare, *answers) if compare else _OneModel(names[0], predictors[0], answers[0])
     facts = {
         **report.facts(),
         "checkpoint": checkpoint,
         "data": specs,
         "split": dataset.split,
+        "splits": [part.split for part in parts],
         "flip": flip,
         "bad_images": _bad_images(answers[0]),
     }
@@ -136,22 +139,23 @@ def _figure_folder(plot: str) -> Path:
     return check_output(folder / "confusion_matrix.png").parent
 
 
-def _open(specs: Sequence[str], split: str, model_labels: Sequence[str]) -> FaceDataset:
-    """Return the split of each collection, joined."""
-    from poster_zoo.data.datasets import join, open_dataset
+def _open(specs: Sequence[str], split: str, model_labels: Sequence[str]) -> list[FaceDataset]:
+    """Return the split of each collection, all with the same labels."""
+    from poster_zoo.data.datasets import open_dataset
     from poster_zoo.labels import canonical_label
 
     parts = [open_dataset(spec, split, model_labels) for spec in specs]
     names = {canonical_label(name): name for part in parts for name in part.label_names}
-    return join([part.with_labels(list(names.values())) for part in parts]) if len(parts) > 1 else parts[0]
+    return [part.with_labels(list(names.values())) for part in parts] if len(parts) > 1 else parts
 
 
-def _warn(dataset: FaceDataset, split: str, answers: Mapping[str, Answers]) -> None:
+def _warn(parts: Sequence[FaceDataset], split: str, answers: Mapping[str, Answers]) -> None:
     """Say on stderr what a reader of the numbers must know about the data."""
     from poster_zoo.data.datasets.splits import canonical_split
 
-    if dataset.split != canonical_split(split):
-        note(f"The data has no part {split!r}; its only part, {dataset.split!r}, was read.")
+    for part in parts:
+        if part.split != canonical_split(split):
+            note(f"{part.name} has no part {split!r}; its only part, {part.split!r}, was read.")
     for name, of in answers.items():
         for label in of.only_data:
             count = of.evaluation.per_class[label].count
@@ -160,7 +164,7 @@ def _warn(dataset: FaceDataset, split: str, answers: Mapping[str, Answers]) -> N
     bad = _bad_images(any_answers)
     for one in bad["first"][:1]:
         note(f"{bad['count']} images were left out; the first: {printable(one['source'])}: {one['reason']}")
-    benchmark, images = dataset.benchmark, len(any_answers.places)
+    benchmark, images = any_answers.dataset.benchmark, len(any_answers.places)
     if benchmark is not None and benchmark.images not in (None, images):
         note(
             f"{benchmark.name} has {benchmark.images:,} images, and here are {images:,}: other data in its layout, or "

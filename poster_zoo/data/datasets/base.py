@@ -238,7 +238,7 @@ def join(datasets: Sequence[FaceDataset]) -> FaceDataset:
         [label for dataset in datasets for label in dataset.labels],
         first.label_names,
         name=" + ".join(dict.fromkeys(dataset.name for dataset in datasets)),
-        split=first.split,
+        split=" + ".join(dict.fromkeys(dataset.split for dataset in datasets)),
         distributions=torch.cat([_distributions(dataset) for dataset in datasets]) if soft else None,
         persons=[f"{d.name}:{person}" for d in datasets for person in d.persons or ()] if named else None,
         written={
