@@ -63,10 +63,7 @@ def run_folder(out: Path, model: str, seed: int) -> Path:
 def train_one(name: str, seed: int, data: str, epochs: int, out: Path, settings: Mapping[str, Any]) -> None:
     """Train one model with one seed, or go on with its training."""
     recipe = with_settings(RECIPES["tiny"], {"epochs": epochs, "seed": seed, "soft_targets": True, **settings})
-    model = build_model(name, recipe)
-    if hasattr(model, "landmark_stream"):
-        known: Any = poster_zoo.create_model("poster_tiny", pretrained=True)
-        model.landmark_stream.load_state_dict(known.landmark_stream.state_dict())
+    model = build_model(name, recipe)  # which takes the landmark stream from poster_tiny's weights
     faces = open_faces([data], recipe, FERPLUS)
     train(model, recipe, faces.data, faces.valid, run_folder(out, name, seed), resume=True, label_names=FERPLUS)
 

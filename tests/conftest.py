@@ -50,6 +50,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"local-dir:{folder}"
 
 
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with class folders `faces` and a small model `model`, for tests of training."""
+    from training_faces import save_small_model, write_class_folders
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)
+    write_class_folders(tmp_path / "faces", 30)
+    save_small_model(tmp_path / "model")
+    return tmp_path
+
+
 @pytest.fixture(autouse=True)
 def no_weights_of_the_user(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep weights that are installed on this machine, or were by another test, out of each test."""

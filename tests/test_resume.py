@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import signal
@@ -11,32 +10,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 from timm.layers import freeze_batch_norm_2d
 from torch import Tensor
-from training_faces import (
-    CLASSES,
-    QUICK,
-    SMALL,
-    faces,
-    numbers,
-    save_small_model,
-    small_model,
-    valid_faces,
-    write_class_folders,
-)
+from training_faces import OPTIONS, QUICK, SMALL, faces, invoke, numbers, small_model, valid_faces
 
 import poster_zoo
-from poster_zoo.cli.errors import CommandGroup
-from poster_zoo.cli.train import command
-from poster_zoo.errors import OptionError, TrainingError
-from poster_zoo.train import Recipe, train
+from poster_zoo.errors import ClusterError, OptionError, TrainingError
+from poster_zoo.train import Recipe, make_accelerator, train
+from poster_zoo.train.interrupt import Interrupt
+from poster_zoo.train.processes import on_main
 
 TESTS = Path(__file__).parent
 ENVIRONMENT = os.environ | {
@@ -205,34 +194,12 @@ def test_a_checkpoint_that_cannot_be_read_says_what_to_do(tmp_path: Path) -> Non
 # --- the command
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with class folders `faces` and a small model `model`."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)
-    write_class_folders(tmp_path / "faces", 30)
-    save_small_model(tmp_path / "model")
-    return tmp_path
-
-
-OPTIONS = [
-    "--model", "local-dir:model", "--data", "folder:faces", "--batch-size", "8", "--save-every", "1",
-    "--set", "lr=0.001", "--set", "transform=strong", "--set", "drop_rate=0.2", "--set", "warmup_epochs=0.5",
-]  # fmt: skip
-
-
-def invoke(*arguments: str) -> Result:
-    options: dict[str, Any] = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
-    result = CliRunner(**options).invoke(CommandGroup("poster-zoo", {"train": command}), ["train", *arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
-
-
 def start(*arguments: str) -> subprocess.Popen[str]:
+    """Start `poster-zoo train`, in a group of its own."""
     # A shell lets what it starts in the background ignore Ctrl-C; the test's own process may have been started so.
     return subprocess.Popen(
         [sys.executable, "-m", "poster_zoo.train", *arguments],
-        env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
 
@@ -277,87 +244,51 @@ def test_sigkill_then_ctrl_c_then_resume_comes_to_the_same(project: Path) -> Non
     assert_same(project / "run", project / "straight")
 
 
-def test_the_command_resumes_without_saying_everything_again(project: Path) -> None:
-    result = invoke(*OPTIONS, "--epochs", "1", "--out", "run")
-    assert result.exit_code == 0, result.stderr
-    assert "valid accuracy" in result.stdout
-    assert "local-dir:run/best" in result.stdout
-    assert "27 images to train on" in result.stderr
-    again = invoke("--out", "run", "--resume", "--json")
-    assert again.exit_code == 0, again.stderr
-    facts = json.loads(again.stdout)
-    assert (facts["epochs"], facts["best_epoch"], facts["out"]) == (1, 1, "run")
-    assert facts["best"]["valid_accuracy"] == facts["last"]["valid_accuracy"]
-
-    refused = invoke("--out", "run", "--resume", "--epochs", "2", "--model", "poster_tiny")
-    assert refused.exit_code == 2
-    assert "epochs: 1 in the run, 2 now" in refused.stderr
-    assert 'model: "local-dir:model" in the run, "poster_tiny" now' in refused.stderr
-    taken = invoke(*OPTIONS, "--out", "run")
-    assert taken.exit_code == 2
-    assert "already holds a run" in taken.stderr
+def test_a_signal_to_all_its_processes_finishes_the_step_and_saves(project: Path) -> None:
+    running = start(*OPTIONS, "--epochs", "300", "--out", "run", "--workers", "1")
+    wait_for(project / "run" / "last" / "trainer.json", running)
+    os.killpg(running.pid, signal.SIGTERM)  # as torchrun, timeout and a scheduler send it
+    _, words = running.communicate()
+    assert running.returncode == 128 + signal.SIGTERM, words
+    assert words.endswith("What was reached is in run; --resume goes on from there.\n")
 
 
-def test_a_launcher_that_starts_all_again_goes_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert invoke(*OPTIONS, "--epochs", "1", "--out", "run").exit_code == 0
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert invoke(*OPTIONS, "--epochs", "1", "--out", "run").exit_code == 0
+def test_a_folder_in_which_another_process_trains_is_left_alone(
+    straight: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = (
+        "import fcntl, os, sys; handle = os.open(sys.argv[1], os.O_RDONLY); fcntl.flock(handle, fcntl.LOCK_EX); "
+        "print(flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen([sys.executable, "-c", lock, str(straight)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout is not None
+    other.stdout.readline()
+    monkeypatch.setattr("poster_zoo.train.run._LOCK_PATIENCE", 0.1)
+    with pytest.raises(OptionError, match=r"Another process is training in the folder .*choose another --out"):
+        run(straight, resume=True)
+    other.kill()  # which leaves it no time to let go
+    other.communicate()
+    run(straight, resume=True)
 
 
-def test_the_launchers_precision_is_the_recipes(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert invoke(*OPTIONS, "--epochs", "1", "--out", "run").exit_code == 0
-    assert json.loads((project / "run" / "recipe.json").read_text())["precision"] == "bf16"
+def test_ctrl_c_between_the_last_step_of_an_epoch_and_its_measurement_saves(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = Interrupt.noted, count(1)
 
+    def late(self: Interrupt, accelerator: Any) -> bool:
+        told = real(self, accelerator)
+        if next(calls) == 3:  # of three steps an epoch
+            self.signal = signal.SIGINT
+        return told
 
-def test_a_class_that_the_model_lacks_is_told_with_both_lists_and_new_head_learns_it(project: Path) -> None:
-    write_class_folders(project / "other", 30, ("Anger", "Contempt", "Sadness"))
-    asked = ["--model", "local-dir:model", "--data", "folder:other", "--epochs", "1", "--batch-size", "8"]
-    refused = invoke(*asked, "--out", "run")
-    assert refused.exit_code == 1
-    assert "Contempt, Sadness" in refused.stderr
-    assert "Classes of the data: Anger, Contempt, Sadness" in refused.stderr
-    assert f"Labels of the model: {', '.join(CLASSES)}" in refused.stderr
-    assert not (project / "run").exists()
-    assert invoke(*asked, "--out", "run", "--new-head").exit_code == 0
-    model: Any = poster_zoo.create_model("local-dir:run/best")
-    assert model.pretrained_cfg["label_names"] == ["Anger", "Contempt", "Sadness"]
-
-
-def test_several_collections_are_joined_and_bad_files_told_or_skipped(project: Path) -> None:
-    write_class_folders(project / "more", 12, ("Happy", "Angry", "neutral"))
-    (project / "more" / "Happy" / "0.png").write_bytes(b"no picture")
-    asked = [*OPTIONS, "--data", "folder:more", "--epochs", "1", "--out", "run"]
-    refused = invoke(*asked)
-    assert refused.exit_code == 1
-    assert str(Path("more", "Happy", "0.png")) in refused.stderr
-    assert "--skip-bad" in refused.stderr
-    done = invoke(*asked, "--skip-bad")
-    assert done.exit_code == 0, done.stderr
-    facts = json.loads((project / "run" / "run.json").read_text())
-    assert facts["data"] == ["folder:faces", "folder:more"]
-    # The made-up faces of both are the same ones in another order of classes: each is kept where it is chosen by.
-    assert facts["train_images"] + facts["valid_images"] <= 41
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--data", "folder:faces"], "Missing option '--model'"),
-        (["--model", "poster_tiny"], "Missing option '--data'"),
-        (["--model", "poster_tiny", "--data", "folder:faces", "--set", "lr"], "write FIELD=VALUE"),
-        (["--model", "poster_tiny", "--data", "folder:faces", "--recipe", "rafbd"], "Did you mean 'rafdb'"),
-        (["--model", "poster_tinny", "--data", "folder:faces"], "Did you mean 'poster_tiny'"),
-        (["--model", "poster_tiny", "--data", "folder:nowhere"], "'nowhere' does not exist"),
-        (["--model", "poster_tiny", "--data", "folder:faces", "--select-on", "test"], "leave out --select-on test"),
-        (["--model", "poster_tiny", "--data", "folder:faces", "--device", "tpu"], "'tpu'"),
-    ],
-)
-def test_wrong_use_is_told_in_a_sentence(project: Path, arguments: list[str], words: str) -> None:
-    result = invoke(*arguments, "--out", "run")
-    assert result.exit_code == 2
-    assert words in result.stderr
-    assert not (project / "run").exists()
+    monkeypatch.setattr(Interrupt, "noted", late)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", save_every=0)
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+    monkeypatch.undo()
+    run(tmp_path / "run", resume=True)
+    assert_same(tmp_path / "run", straight)
 
 
 # --- several processes
@@ -377,10 +308,20 @@ def frozen_model() -> Any:
 
 
 def both_runs(folder: Path, accumulate: int) -> None:
-    """Train twice: by halves of each batch, and with BatchNorm in eval mode by the whole of it."""
+    """Train twice: by halves of each batch, dropping at random; and by the whole of it, with BatchNorm in eval mode."""
     halves = Recipe(**ACCUMULATED.to_dict() | {"accumulate": accumulate})
-    for name, model, recipe in (("halves", small_model(), halves), ("whole", frozen_model(), FROZEN)):
+    dropping = small_model(drop_rate=0.3, drop_path_rate=0.3)
+    for name, model, recipe in (("halves", dropping, halves), ("whole", frozen_model(), FROZEN)):
         train(model, recipe, faces(29), valid_faces(), folder / name, model_args=SMALL)
+
+
+def told_of_a_bug(folder: Path) -> None:
+    """Let the first process fail by no error of ours, and write down what each process is told."""
+    accelerator = make_accelerator("cpu")
+    try:
+        on_main(accelerator, lambda: 1 // 0)
+    except (ArithmeticError, ClusterError) as error:
+        (folder / f"told-{accelerator.process_index}").write_text(f"{type(error).__name__}: {error}")
 
 
 def free_port() -> int:
@@ -393,7 +334,8 @@ def free_port() -> int:
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
-    program = "import sys, pathlib, test_resume; test_resume.both_runs(pathlib.Path(sys.argv[1]), 1)"
+    program = "import sys, pathlib, test_resume; folder = pathlib.Path(sys.argv[1]); "
+    program += "test_resume.both_runs(folder, 1); test_resume.told_of_a_bug(folder)"
     script = folder / "program.py"
     script.write_text(program)
     done = subprocess.run(
@@ -419,3 +361,9 @@ def test_two_processes_come_to_what_one_comes_to(name: str, two_processes: Path,
     for key, tensor in theirs.items():
         torch.testing.assert_close(ours[key], tensor, rtol=1e-5, atol=1e-6, msg=key)
     assert json.loads((two_processes / name / "environment.json").read_text())[0]["processes"] == 2
+
+
+def test_a_failure_of_the_first_process_is_told_to_those_that_wait_for_it(two_processes: Path) -> None:
+    first, second = ((two_processes / f"told-{process}").read_text() for process in (0, 1))
+    assert first.startswith("ZeroDivisionError: ")
+    assert second.startswith("ClusterError: The first process stopped: ZeroDivisionError")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import resource
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
+from tqdm import tqdm
 from training_faces import CLASSES, QUICK, SMALL, faces, numbers, small_model, valid_faces
 
 import poster_zoo
@@ -226,6 +229,19 @@ def test_an_unknown_optimizer_is_told_with_the_nearest() -> None:
         make_optimizer(small_model(), changed(optimizer="adamm"))
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("adahessian", "'adahessian' asks for gradients of gradients"),
+        ("fusedadam", "'fusedadam' cannot be had: .*APEX"),
+        ("bnbadam8bit", "'bnbadam8bit' cannot be had: .*bitsandbytes"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_used_here_is_told(name: str, words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        make_optimizer(small_model(), changed(optimizer=name))
+
+
 # --- batches
 
 
@@ -246,11 +262,15 @@ def test_balanced_an_epoch_draws_classes_evenly() -> None:
     np.testing.assert_allclose(drawn, 1000 / 3, atol=5 * math.sqrt(1000 * 2 / 9))  # five standard deviations
 
 
+@pytest.mark.parametrize("balance", [0.0, 1.0])
 @pytest.mark.parametrize(("images", "processes", "accumulate"), [(50, 2, 1), (50, 2, 2), (53, 3, 2), (47, 1, 4)])
-def test_processes_and_pieces_cut_the_same_batches(images: int, processes: int, accumulate: int) -> None:
-    whole = places(EpochBatches(range(images), 16, seed=3, accumulate=processes * accumulate))
+def test_processes_and_pieces_cut_the_same_batches(
+    images: int, processes: int, accumulate: int, balance: float
+) -> None:
+    labels = [int(i % 10 == 0) for i in range(images)]
+    whole = places(EpochBatches(labels, 16, 3, balance, accumulate=processes * accumulate))
     shares = [
-        places(EpochBatches(range(images), 16, 3, 0.0, accumulate, process, processes)) for process in range(processes)
+        places(EpochBatches(labels, 16, 3, balance, accumulate, process, processes)) for process in range(processes)
     ]
     assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == whole
     # One process cuts its share into pieces as several would: the first ones are larger.
@@ -340,6 +360,51 @@ def test_the_pictures_are_drawn_with_their_tables(run: Path) -> None:
         counts = [int(row["images"]) for row in csv.DictReader(lines)]
     assert counts == [count for row in evaluation["confusion_matrix"] for count in row]
     assert sum(counts) == 9
+
+
+def test_pictures_are_drawn_after_each_epoch_and_no_run_ends_for_want_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.undo()  # which is `no_pictures`
+    picture = tmp_path / "run" / "curves.png"
+
+    def put_a_folder_in_its_place(row: dict[str, Any]) -> None:
+        if row["epoch"] == 1:
+            assert (tmp_path / "run" / "confusion_matrix.png").is_file()
+            picture.unlink()
+            picture.mkdir()
+
+    assert len(trained(tmp_path / "run", on_epoch=put_a_folder_in_its_place).rows) == 2
+    assert "pictures of the run cannot be drawn" in caplog.text
+
+
+def test_the_bar_shows_loss_accuracy_speed_and_the_time_that_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("poster_zoo.train.loop.tqdm", partial(tqdm, mininterval=0))  # shown after each step
+    trained(tmp_path / "run", changed(epochs=1), progress=True)
+    shown = r"epoch 1/1: +67%.*\| 16/24 \[\d\d:\d\d<\d\d:\d\d, .*(image/s|s/image), loss \d+\.\d{3}, accuracy \d\.\d{3}"
+    assert re.search(shown, capsys.readouterr().err)
+
+
+def test_the_card_says_who_is_in_the_data_and_how_sure_the_answers_are(run: Path, tmp_path: Path) -> None:
+    card = (run / "best" / "README.md").read_text()
+    assert "- By class: Anger 8, Happiness 8, Neutral 8\n" in card
+    assert "- Persons: not known\n" in card
+    assert "## Validation, 9 images" in card
+    model: Any = poster_zoo.create_model(f"local-dir:{run / 'best'}").eval()
+    transform, valid = poster_zoo.create_transform(model), valid_faces()
+    with torch.no_grad():
+        sure = model(torch.stack([transform(valid.image(i)) for i in range(len(valid))])).softmax(1).amax(1)
+    classes = json.loads((run / "best" / "evaluation.json").read_text())["calibration"]["by_class"].values()
+    told = sum(one["answers"] * one["mean_score"] for one in classes if one["answers"]) / 9
+    assert told == pytest.approx(float(sure.mean()), rel=1e-4)
+
+    persons = ["ann"] * 12 + ["bea"] * 8 + ["cem"] * 4
+    trained(tmp_path / "run", changed(epochs=1), data=faces(persons=persons))
+    card = (tmp_path / "run" / "last" / "README.md").read_text()
+    assert "- Persons: 3, of whom one has 12 images and the middle one 8\n" in card
 
 
 def test_the_card_says_how_the_epoch_was_chosen_and_not_where_the_data_lies(run: Path, tmp_path: Path) -> None:
@@ -459,10 +524,44 @@ def test_a_loss_that_is_no_number_stops_and_leaves_the_last_good_state(tmp_path:
         TrainingError, match=r"loss is nan in epoch 2, batch 2 \(step 5 of the run\).*'memory/\d+.png'"
     ) as told:
         trained(tmp_path / "run", changed(epochs=2), model, data=data, on_epoch=before.update)
-    assert str(tmp_path / "run" / "last") in str(told.value)
+    assert f"{str(tmp_path / 'run' / 'last')!r} holds the run after step 3." in str(told.value)
     assert numbers(rows_of(tmp_path / "run")) == good
     state = json.loads((tmp_path / "run" / "last" / "trainer.json").read_text())
     assert dict(state["items"])["progress"]["items"][0] == ["epoch", 1]
+
+
+class NoNumbers(nn.Module):
+    """Gives none in eval mode, after so many batches."""
+
+    def __init__(self, batches: float) -> None:
+        super().__init__()
+        self.batches = batches
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.batches -= not self.training
+        return x * (math.nan if self.batches < 0 else 1)
+
+
+def test_a_validation_loss_that_is_no_number_stops_before_anything_is_replaced(tmp_path: Path) -> None:
+    def model(batches: float) -> Any:
+        built = small_model()
+        built.trunk.stem = nn.Sequential(built.trunk.stem, NoNumbers(batches))
+        return built
+
+    out = tmp_path / "run"
+    with pytest.raises(TrainingError, match=r"loss on the valid images is nan.*run/last' holds the run after step 3\."):
+        trained(out, model=model(2))  # of nine images, eight at once
+    assert [row["epoch"] for row in rows_of(out)] == [1]
+    assert math.isfinite(json.loads((out / "best" / "evaluation.json").read_text())["accuracy"])
+    resumed = trained(out, model=model(math.inf), resume=True)
+    assert numbers(resumed.rows) == numbers(trained(tmp_path / "straight", model=model(math.inf)).rows)
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
+    recipe = changed(optimizer="sgd", lr=math.inf, rho=0.0)
+    with pytest.raises(TrainingError, match=r"^Numbers in .* are infinite or none at all.*nothing was saved before"):
+        trained(tmp_path / "run", recipe, save_every=1)
+    assert not (tmp_path / "run" / "last").exists()
 
 
 def test_a_full_disk_stops_with_a_sentence_and_the_checkpoint_before_it(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from click.testing import CliRunner, Result
 from PIL import Image
 
 import poster_zoo
+from poster_zoo.cli.errors import CommandGroup
+from poster_zoo.cli.train import command
 from poster_zoo.data.datasets import FaceDataset
 from poster_zoo.data.datasets.files import Images
 from poster_zoo.errors import ImageError
@@ -21,6 +25,11 @@ CLASSES = ("Anger", "Happiness", "Neutral")
 SIDE = 32
 # `poster_tiny_image`, as small as it can be built.
 SMALL: dict[str, Any] = {"depths": (1, 1, 1), "widths": (8, 8, 16), "stem_width": 8, "img_size": SIDE}
+# What `poster-zoo train` is told in the fixture `project`.
+OPTIONS = [
+    "--model", "local-dir:model", "--data", "folder:faces", "--batch-size", "8", "--save-every", "1",
+    "--set", "lr=0.001", "--set", "transform=strong", "--set", "drop_rate=0.2", "--set", "warmup_epochs=0.5",
+]  # fmt: skip
 QUICK = Recipe(epochs=2, batch_size=8, lr=1e-3, transform="strong", drop_path_rate=0.0)
 
 
@@ -80,6 +89,14 @@ def save_small_model(folder: Path) -> str:
     """Save the small model and return the name that `--model` takes."""
     poster_zoo.save_pretrained(small_model(), folder, CLASSES, SMALL)
     return f"local-dir:{folder}"
+
+
+def invoke(*arguments: str) -> Result:
+    """Run `poster-zoo train` in this process."""
+    options: dict[str, Any] = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
+    result = CliRunner(**options).invoke(CommandGroup("poster-zoo", {"train": command}), ["train", *arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
 
 
 def numbers(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from poster_zoo.cli.options import device_option, examples, json_option
+from poster_zoo.cli.options import examples, json_option
 from poster_zoo.cli.output import note, print_json, print_table
 from poster_zoo.errors import ImageError, PosterZooError
 
@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from poster_zoo.data.check import Report
     from poster_zoo.train import Recipe, Training
     from poster_zoo.train.prepare import Faces
+    from poster_zoo.train.run import RunFolder
 
-# What run.json holds of the command, so that --resume needs none of it again.
+# What run.json holds of the command, so that --resume needs none of it again; and what it holds under "options", which
+# may be another each time.
 _KEPT = ("model", "pretrained", "pretrained_streams", "checkpoint", "new_head", "data", "skip_bad")
+_RECALLED = ("device", "check", "workers", "save_every")
 # Options that are fields of the recipe.
 _FIELDS = ("epochs", "batch_size", "seed", "select_on")
 _PRECISION = "ACCELERATE_MIXED_PRECISION"  # where `accelerate launch --mixed_precision` puts it
@@ -54,7 +57,12 @@ _PRECISION = "ACCELERATE_MIXED_PRECISION"  # where `accelerate launch --mixed_pr
     help="Images by which the best epoch is chosen; test is what the authors did.",
 )
 @click.option("--pretrained/--no-pretrained", default=None, help="Begin with the model's weights, or without.")
-@click.option("--pretrained-streams", is_flag=True, help="Begin POSTER's streams with ir50 and mobilefacenet.")
+@click.option(
+    "--pretrained-streams/--no-pretrained-streams",
+    default=None,
+    help="Begin a POSTER that has no weights with those of ir50 and mobilefacenet (the tiny ones: with poster_tiny's "
+    "landmark stream), or with random numbers, the landmark stream learning too.  [default: with the weights]",
+)
 @click.option("--checkpoint", type=click.Path(), metavar="FILE", help="Begin with these weights.")
 @click.option("--new-head", is_flag=True, help="Give the model a new head, for the classes of the data.")
 @click.option("--resume", is_flag=True, help="Go on with the run in RUN; other options need not be said again.")
@@ -64,13 +72,20 @@ _PRECISION = "ACCELERATE_MIXED_PRECISION"  # where `accelerate launch --mixed_pr
 @click.option(
     "--save-every", type=click.IntRange(min=0), default=500, show_default=True, help="Steps between two checkpoints."
 )
-@device_option
+@click.option(
+    "--device",
+    metavar="KIND",
+    help="cpu, cuda, mps …; CUDA_VISIBLE_DEVICES says which GPUs.  [default: GPUs where there are any]",
+)
 @json_option("Print one JSON object: out, epochs, best_epoch, best and last (rows of metrics.jsonl).")
 def command(**options: Any) -> None:
     """Train a model by a recipe and write everything about it into RUN.
 
     RUN/best and RUN/last are models at once, for `--model local-dir:RUN/best`. Labels are matched by name: a class of
     the data that the model lacks is an error, unless --new-head gives the model the data's classes.
+
+    A POSTER begins with pretrained streams, as the authors' training does; those weights have to be installed first,
+    see `poster-zoo convert --help`.
 
     Every image is read before the first step. Where a collection has no validation part, a tenth of train is kept
     back to choose the best epoch by, persons whole.
@@ -81,35 +96,68 @@ def command(**options: Any) -> None:
     On several GPUs or machines: accelerate launch -m poster_zoo.train, with the same options.
     """
     from poster_zoo.train import make_accelerator
+    from poster_zoo.train.processes import largest, on_main
+    from poster_zoo.train.run import RunFolder
 
     ctx = click.get_current_context()
-    # torchrun starts all processes again, by the same command, when one of them dies.
-    options["resume"] |= int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    run = RunFolder(options["out"])
+    if options["resume"]:
+        _recall(ctx, options, run.path)
     accelerator = make_accelerator(options["device"])
-    with _said_once(ctx, accelerator):
-        wanted, recipe = _asked(ctx, options)
-        training = _train(wanted, recipe, options, accelerator)
+    with _said_once(ctx, accelerator), run:
+        # torchrun starts its processes again by the same command; which ones, not every machine knows.
+        options["resume"] = bool(largest(accelerator, options["resume"] or _started_again(run.path)))
+        wanted, recipe = on_main(accelerator, lambda: _asked(ctx, options, run.path))
+        training = _train(wanted, recipe, options, accelerator, run)
     if accelerator.is_main_process:
         _tell(training, options["as_json"])
     accelerator.end_training()
 
 
-def _asked(ctx: click.Context, options: Mapping[str, Any]) -> tuple[dict[str, Any], Recipe]:
+def _recall(ctx: click.Context, options: dict[str, Any], out: Path) -> None:
+    """Put in the options that are not typed as they were when the run was started last."""
+    from poster_zoo.train.run import read_json
+
+    stored = read_json(out / "run.json", {}).get("options", {})
+    for name in _RECALLED:
+        if name in stored and not _is_typed(ctx, name):
+            options[name] = stored[name]
+
+
+def _is_typed(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
+def _started_again(out: Path) -> bool:
+    """Return whether torchrun has started this job before.
+
+    Its count is of the deaths that one machine has seen. A machine that comes or goes also has all processes started
+    again, and is not counted: the run knows that job by its id.
+    """
+    from poster_zoo.train.run import launched_by, read_json
+
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0:
+        return True
+    starts = read_json(out / "environment.json", [])
+    return launched_by() is not None and launched_by() in [start.get("torchrun") for start in starts]
+
+
+def _asked(ctx: click.Context, options: Mapping[str, Any], out: Path) -> tuple[dict[str, Any], Recipe]:
     """Return what is to be trained on what, and the recipe; what is not said comes from the run that is resumed."""
     from poster_zoo.train import find_recipe, recipe_for, with_settings
     from poster_zoo.train.prepare import saved_config
     from poster_zoo.train.run import read_json
 
-    out = Path(options["out"]).expanduser()
     stored = read_json(out / "run.json", {}) if options["resume"] else {}
-    typed = click.core.ParameterSource.COMMANDLINE
-    wanted = {
-        name: options[name] if name not in stored or ctx.get_parameter_source(name) is typed else stored[name]
-        for name in _KEPT
-    } | {"data": list(options["data"] or stored.get("data", ()))}
+    wanted = {name: options[name] if name not in stored or _is_typed(ctx, name) else stored[name] for name in _KEPT} | {
+        "data": list(options["data"] or stored.get("data", ()))
+    }
     for name in ("model", "data"):
         if not wanted[name]:
-            raise click.UsageError(f"Missing option '--{name}'.")
+            no_run = f" In {str(out)!r} there is no run to go on with." if options["resume"] else ""
+            raise click.UsageError(f"Missing option '--{name}'.{no_run}")
+    if wanted["skip_bad"] and not options["check"]:
+        raise click.UsageError("--skip-bad leaves out what the check finds; --no-check does not go with it.")
 
     if options["recipe"]:
         recipe = find_recipe(options["recipe"])
@@ -130,12 +178,17 @@ def _asked(ctx: click.Context, options: Mapping[str, Any]) -> tuple[dict[str, An
     return wanted, with_settings(recipe, settings)
 
 
-def _train(wanted: dict[str, Any], recipe: Recipe, options: Mapping[str, Any], accelerator: Accelerator) -> Training:
+def _train(
+    wanted: dict[str, Any], recipe: Recipe, options: Mapping[str, Any], accelerator: Accelerator, run: RunFolder
+) -> Training:
     from poster_zoo.train import label_names_of, train
     from poster_zoo.train.prepare import build_model, model_arguments, open_faces, saved_config
+    from poster_zoo.train.processes import on_main
     from poster_zoo.train.run import check_run, selection_words
 
-    check_run(Path(options["out"]).expanduser(), recipe.to_dict(), wanted, options["resume"])  # before the long work
+    facts = wanted | {"options": {name: options[name] for name in _RECALLED}}
+    # Refused before the long work; written down before it too, but only once it is clear what it is.
+    on_main(accelerator, lambda: check_run(run.path, recipe.to_dict(), facts, options["resume"]))
     say = note if accelerator.is_main_process else _silent
     model = build_model(
         wanted["model"],
@@ -148,6 +201,9 @@ def _train(wanted: dict[str, Any], recipe: Recipe, options: Mapping[str, Any], a
     faces = open_faces(wanted["data"], recipe, labels)
     if not labels:
         model.reset_classifier(len(faces.data.label_names))
+    on_main(accelerator, lambda: run.claim(recipe, facts, options["resume"]))
+    if not getattr(model, "freeze_landmarks", True):
+        say("All begins with random numbers, and the landmark stream learns with the rest.")
     if options["check"]:
         faces = _checked(faces, wanted["skip_bad"], accelerator)
     say(f"{len(faces.data)} images to train on. {selection_words(recipe.select_on)}: {len(faces.valid)} images.")
@@ -161,11 +217,11 @@ def _train(wanted: dict[str, Any], recipe: Recipe, options: Mapping[str, Any], a
             recipe,
             faces.data,
             faces.valid,
-            options["out"],
+            run,
             resume=options["resume"],
             label_names=faces.data.label_names,
             model_args=model_arguments(saved_config(wanted["model"], wanted["checkpoint"])),
-            facts=wanted,
+            facts=facts,
             accelerator=accelerator,
             workers=options["workers"],
             save_every=options["save_every"],

@@ -6,9 +6,12 @@ generator's state is carried along, so nothing depends on how many processes loa
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -33,7 +36,7 @@ def _derived(seed: int, *where: int) -> int:
 
 
 def seed_everything(seed: int, *where: int) -> None:
-    """Seed Python's, numpy's and torch's generators, of all devices, for what `where` numbers: epoch, step, process."""
+    """Seed Python's, numpy's and torch's generators, of all devices, for what `where` numbers: epoch, step, piece."""
     derived = _derived(seed, _STEP, *where)
     random.seed(derived)
     np.random.seed(derived)
@@ -190,6 +193,19 @@ def _collate(items: list[Any]) -> Any:
     return next((item for item in items if isinstance(item, PosterZooError)), None) or default_collate(items)
 
 
+def _outlive_a_signal(worker: int) -> None:
+    """Have a process that loads images live through a first Ctrl-C or SIGTERM; a second one ends it.
+
+    They reach all that were started together, and the process that trains needs its images until the step is finished.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _expect_another)
+
+
+def _expect_another(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, lambda *_: os._exit(0))
+
+
 def training_loader(data: FaceDataset, batches: EpochBatches, seed: int, workers: int, pin: bool) -> DataLoader[Any]:
     """Return what loads `batches`; each time it is gone through, the epoch that is set there."""
     return DataLoader(
@@ -197,6 +213,7 @@ def training_loader(data: FaceDataset, batches: EpochBatches, seed: int, workers
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_collate,
+        worker_init_fn=_outlive_a_signal,
         pin_memory=pin,
         persistent_workers=workers > 0,
         generator=torch.Generator(),  # else it would draw from torch's
@@ -212,6 +229,7 @@ def evaluation_loader(
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=_collate,
+        worker_init_fn=_outlive_a_signal,
         pin_memory=pin,
         generator=torch.Generator(),
     )

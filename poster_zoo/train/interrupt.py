@@ -7,7 +7,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-import torch
+from poster_zoo.train.processes import largest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -46,9 +46,7 @@ class Interrupt:
 
     def noted(self, accelerator: Accelerator) -> bool:
         """Return whether any process was told to stop; all get the same answer, at the same step."""
-        if accelerator.num_processes > 1:
-            mine = torch.tensor([float(self.signal or 0)], device=accelerator.device)
-            self.signal = int(accelerator.gather(mine).max()) or None
+        self.signal = largest(accelerator, self.signal or 0) or None
         return self.signal is not None
 
     def obey(self) -> None:

@@ -14,10 +14,13 @@ bit for bit: what is random follows from the seed and the step (see `batches`), 
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +42,7 @@ from poster_zoo.train.interrupt import Interrupt
 from poster_zoo.train.losses import ExpressionLoss, balanced_weights
 from poster_zoo.train.processes import make_accelerator, on_main
 from poster_zoo.train.recipe import Recipe
-from poster_zoo.train.run import Progress, RunFolder
+from poster_zoo.train.run import Progress, RunFolder, count_faces
 from poster_zoo.train.step import NotFinite, Outcome, Step, make_optimizer, on_device
 
 if TYPE_CHECKING:
@@ -68,7 +71,7 @@ def train(
     recipe: Recipe,
     data: FaceDataset,
     valid: FaceDataset | None,
-    out: str | Path,
+    out: str | Path | RunFolder,
     *,
     resume: bool = False,
     label_names: Sequence[str] | None = None,
@@ -102,8 +105,9 @@ def train(
 
     Raises:
         LabelError: A class of the data is none of the model's, or the model has another number of classes.
-        OptionError: The folder holds another run, or the recipe does not fit the data.
-        TrainingError: The loss is no number, or the disk is full. OUT/last is what it was.
+        OptionError: The folder holds another run, or one that another process is at; or the recipe does not fit the
+            data.
+        TrainingError: The loss or a weight is no number, or the disk is full. OUT/last is what it was.
         ImageError: An image cannot be read.
         MissingExtraError: accelerate is not installed.
         KeyboardInterrupt: Ctrl-C, after the step was finished and saved.
@@ -120,10 +124,12 @@ def train(
     plain = valid and valid.with_labels(labels).with_transform(resize)
     about = {"model": model.pretrained_cfg["architecture"], "labels": list(labels), **(facts or {})}
     about |= {"train_images": len(data), f"{recipe.select_on}_images": len(valid or ())}
-    run = RunFolder(out, labels, model_args)
-    trainer = _Trainer(model, recipe, changed, plain, run, accelerator or make_accelerator(), workers, save_every)
-    trainer.show_progress, trainer.on_epoch = progress, on_epoch
-    return trainer.run_to_the_end(about, resume)
+    about |= {"train_faces": count_faces(changed)}
+    with out if isinstance(out, RunFolder) else RunFolder(out) as run:
+        run.label_names, run.model_args = labels, dict(model_args or {})
+        trainer = _Trainer(model, recipe, changed, plain, run, accelerator or make_accelerator(), workers, save_every)
+        trainer.show_progress, trainer.on_epoch = progress, on_epoch
+        return trainer.run_to_the_end(about, resume)
 
 
 class _Trainer:
@@ -167,6 +173,7 @@ class _Trainer:
         self.kept: Any = self.model if self.ema is None else self.ema.module
 
         self.at = Progress()
+        self.saved: int | None = None  # the updates after which last/ was written
 
     def run_to_the_end(self, about: Mapping[str, Any], resume: bool) -> Training:
         """Train from where the run is, epoch by epoch."""
@@ -174,11 +181,11 @@ class _Trainer:
             if self._on_main(lambda: self.run.begin(self.recipe, about, resume, self.accelerator.num_processes)):
                 self._restore(self.run.load_last())
             while self.at.epoch < self.recipe.epochs and not self._is_stuck():
-                self._take_steps(interrupt)
-                if interrupt.noted(self.accelerator):
+                if self._take_steps(interrupt):
                     break
                 self._close_epoch()
-        self._on_main(lambda: self.run.draw(self.at.rows))
+                if interrupt.noted(self.accelerator):
+                    break
         interrupt.obey()
         return Training(self.run.path, tuple(self.at.rows), self.at.best_epoch)
 
@@ -186,8 +193,8 @@ class _Trainer:
         patience = self.recipe.patience if self.valid is not None else 0
         return bool(patience) and self.at.epoch - self.at.best_epoch >= patience
 
-    def _take_steps(self, interrupt: Interrupt) -> None:
-        """Take the steps of an epoch that are left, and save now and then."""
+    def _take_steps(self, interrupt: Interrupt) -> bool:
+        """Take the steps of an epoch that are left, and save now and then; return whether to stop, with all saved."""
         at, batches = self.at, self.batches
         batches.epoch, batches.first = at.epoch, at.step
         self.model.train()
@@ -204,14 +211,15 @@ class _Trainer:
                 if stopping or due:
                     self._save()
                 if stopping:
-                    return
+                    return True
+        return False
 
     def _take_step(self, images: Tensor, targets: Tensor) -> Outcome:
         at = self.at
-        seed_everything(self.recipe.seed, at.epoch, at.step, self.accelerator.process_index)
+        seed = partial(seed_everything, self.recipe.seed, at.epoch, at.step)
         self.schedule.step_update(at.updates)
         try:
-            outcome = self.step(self._input(images), self._moved(targets), self.batches.images(at.step))
+            outcome = self.step(self._input(images), self._moved(targets), self.batches.images(at.step), seed)
         except NotFinite as error:
             raise self._gone_wrong(error) from error
         if self.ema is not None:
@@ -230,31 +238,41 @@ class _Trainer:
             best = evaluation
             self._on_main(lambda: self.run.save_best(self.kept, best, asdict(self.at)))
         self._save()
-        self._on_main(lambda: self.run.write_rows(self.at.rows))
+        self._tell_rows()
         if self.on_epoch is not None and self.accelerator.is_main_process:
             self.on_epoch(row)
 
     @torch.no_grad()
     def _measure(self, valid: FaceDataset) -> tuple[Evaluation, float]:
-        """Return how the kept weights answer, in single precision, and their mean cross-entropy."""
+        """Return how the kept weights answer, in single precision, and their mean cross-entropy.
+
+        Raises:
+            TrainingError: That is no number.
+        """
         from accelerate.utils import gather_object
 
         self.kept.eval()
         answers: list[int] = []
+        scores: list[float] = []
         losses: list[float] = []
         for batch in self.valid_loader or ():
             images, labels = _usable(batch)
             logits = self.kept(self._input(images)).float()
-            answers += logits.argmax(1).tolist()
+            best = logits.softmax(1).max(1)
+            answers += best.indices.tolist()
+            scores += best.values.tolist()
             losses += F.cross_entropy(logits, self._moved(labels), reduction="none").tolist()
         # Process p has the images p, p + processes, …
-        parts = gather_object([(answers, losses)])
-        table = np.empty((2, len(valid)))
+        parts = gather_object([(answers, scores, losses)])
+        table = np.empty((3, len(valid)))
         for process, part in enumerate(parts):
             table[:, process :: len(parts)] = part
+        loss = float(table[2].mean())
+        if not math.isfinite(loss):
+            raise self._stopped(f"The loss on the {self.recipe.select_on} images is {loss}")
         names = valid.label_names
         true, found = ([names[int(place)] for place in places] for places in (valid.labels, table[0]))
-        return evaluate(true, found, names), float(table[1].mean())
+        return evaluate(true, found, names, table[1]), loss
 
     def _input(self, images: Tensor) -> Tensor:
         """Return the model's input of a batch of bytes, on the device, in the memory format of the recipe."""
@@ -265,13 +283,21 @@ class _Trainer:
         return values.to(self.accelerator.device, non_blocking=True)
 
     def _save(self) -> None:
-        state = {
+        state: dict[str, Any] = {
             "progress": asdict(self.at),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.step.scaler.state_dict(),
             "model": {} if self.ema is None else self.model.state_dict(),
         }
-        self._on_main(lambda: self.run.save_last(self.kept, state))
+
+        def save() -> None:
+            for name, tensor in chain(self.kept.state_dict().items(), state["model"].items()):
+                if not tensor.isfinite().all():
+                    raise self._stopped(f"Numbers in {name} are infinite or none at all")
+            self.run.save_last(self.kept, state)
+
+        self._on_main(save)
+        self.saved = self.at.updates
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.at = Progress(**state["progress"])
@@ -285,7 +311,15 @@ class _Trainer:
                 if isinstance(value, Tensor) and value.shape == weight.shape:
                     values[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
         self.step.scaler.load_state_dict(state["scaler"])
-        self._on_main(lambda: self.run.write_rows(self.at.rows))
+        self.saved = self.at.updates
+        self._tell_rows()
+
+    def _tell_rows(self) -> None:
+        def tell() -> None:
+            self.run.write_rows(self.at.rows)
+            self.run.draw(self.at.rows)
+
+        self._on_main(tell)
 
     def _on_main(self, work: Callable[[], Any]) -> Any:
         return on_main(self.accelerator, work)
@@ -294,10 +328,20 @@ class _Trainer:
         order = self.batches.order()
         start = self.at.step * self.recipe.batch_size
         first = [repr(self.data.source(i)) for i in order[start : start + 3]]
-        return TrainingError(
+        return self._stopped(
             f"{error} in epoch {self.at.epoch + 1}, batch {self.at.step + 1} (step {self.at.updates + 1} of the run), "
-            f"whose first images are {', '.join(first)}. Training stopped before that step; what was saved last, if "
-            f"anything, is in {str(self.run.path / 'last')!r}. Look at these images, or begin again with a lower lr."
+            f"whose first images are {', '.join(first)}"
+        )
+
+    def _stopped(self, why: str) -> TrainingError:
+        """Return the error for numbers that are none, which says what is left of the run."""
+        last = str(self.run.path / "last")
+        left = "nothing was saved before" if self.saved is None else f"{last!r} holds the run after step {self.saved}"
+        if self.saved == self.at.updates:
+            left += ", the last one, and would stop here again"
+        return TrainingError(
+            f"{why}. Training stopped after step {self.at.updates} of the run; {left}. "
+            "Look at the images, or begin again with a lower lr, in another --out."
         )
 
     def _bar(self) -> tqdm[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,14 @@ import torch
 from poster_zoo.data.check import Report, without_bad
 from poster_zoo.data.datasets import COLLECTIONS, FaceDataset, available_splits, join, open_dataset, open_training
 from poster_zoo.data.datasets.spec import parse_spec
-from poster_zoo.errors import OptionError
+from poster_zoo.errors import FaultyDataError, OptionError, WeightsNotFoundError
 from poster_zoo.labels import canonical_label
-from poster_zoo.models._builder import refuse_detector
+from poster_zoo.models._builder import STREAMS, load_weights, refuse_detector, weights_tensors
 from poster_zoo.models._registry import create_model
+from poster_zoo.models.poster import TwoStreams
 from poster_zoo.train.recipe import Recipe
 from poster_zoo.weights.convert import load_checkpoint
-from poster_zoo.weights.find import fetch_repository
+from poster_zoo.weights.find import fetch_repository, read_config
 
 __all__ = ["Faces", "build_model", "model_arguments", "open_faces", "saved_config"]
 
@@ -46,12 +46,19 @@ class Faces:
             skip_bad: Leave out what cannot be used, and images that are in another split too.
 
         Raises:
-            FaultyDataError: There are images that cannot be used, and they are not to be left out.
+            FaultyDataError: There are images that cannot be used, and they are not to be left out; or none is left.
         """
         if not skip_bad:
             report.require()
             return self
-        return Faces(without_bad(self.data, report), without_bad(self.valid, report), self.parts)
+        data, valid = (without_bad(part, report) for part in (self.data, self.valid))
+        for part, purpose in ((data, "to train on"), (valid, "to choose the best epoch by")):
+            if not len(part):
+                raise FaultyDataError(
+                    f"Without the images that cannot be used or are in a later split too, {part.name} has none "
+                    f"{purpose}; `poster-zoo data` shows what is wrong with it."
+                )
+        return Faces(data, valid, self.parts)
 
 
 def open_faces(specs: Sequence[str], recipe: Recipe, labels: Sequence[str] = ()) -> Faces:
@@ -105,7 +112,7 @@ def build_model(
     recipe: Recipe,
     *,
     pretrained: bool | None = None,
-    pretrained_streams: bool = False,
+    pretrained_streams: bool | None = None,
     checkpoint: str | None = None,
 ) -> Any:
     """Build the model that is to be trained, its new numbers by the recipe's seed.
@@ -114,20 +121,48 @@ def build_model(
         name: A name of the zoo, hf-hub:OWNER/NAME or local-dir:FOLDER.
         recipe: Its dropout and stochastic depth.
         pretrained: As for `create_model`.
-        pretrained_streams: Start POSTER's streams from `ir50` and `mobilefacenet`, as the authors' training does.
+        pretrained_streams: What a POSTER begins with whose own weights are not loaded. Unless this is False, its
+            streams start from `ir50` and `mobilefacenet`, as the authors' training does; of the tiny family, the
+            landmark stream starts from that of `poster_tiny`. False: from random numbers, and the landmark stream,
+            which is frozen otherwise, learns with the rest.
         checkpoint: Weights as for `load_checkpoint`, instead of `pretrained`.
 
     Raises:
-        OptionError: The model finds faces and is not trained here.
+        OptionError: The model finds faces and is not trained here; or it has no streams, and theirs are wanted.
+        WeightsNotFoundError: The weights, or those of the streams, are nowhere to be had.
     """
     refuse_detector(name, "training takes")
     torch.manual_seed(recipe.seed)
     options: dict[str, Any] = {"drop_rate": recipe.drop_rate, "drop_path_rate": recipe.drop_path_rate}
-    if pretrained_streams:
-        options["pretrained_streams"] = True
     if checkpoint is not None:
         return load_checkpoint(checkpoint, name, **options)
-    return create_model(name, pretrained, **options)
+    model: Any = create_model(name, pretrained, **options)
+    if not isinstance(model, TwoStreams):
+        if pretrained_streams:
+            raise OptionError(f"{name} has no streams that could start from other weights; leave that out.")
+    elif not (":" in name if pretrained is None else pretrained):  # as `create_model` has it
+        if pretrained_streams is False:
+            model.freeze_landmark_stream(False)
+        else:
+            _start_streams(model)
+    return model
+
+
+def _start_streams(model: Any) -> None:
+    """Start a POSTER's streams from the weights of the networks they are."""
+    try:
+        if model.built_with.get("tiny"):
+            start = "landmark_stream."
+            tensors = {key: t for key, t in weights_tensors("poster_tiny").items() if key.startswith(start)}
+            tensors = {key.removeprefix(start): tensor for key, tensor in tensors.items()}
+            load_weights(model.landmark_stream, tensors, "stem.0.conv", name="the landmark stream")
+        else:
+            model.load_streams(*map(weights_tensors, STREAMS))
+    except WeightsNotFoundError as error:
+        raise WeightsNotFoundError(
+            f"{error}\nA POSTER without weights of its own begins with those of {' and '.join(STREAMS)}. "
+            "--no-pretrained-streams trains all of it from random numbers instead, the landmark stream too."
+        ) from error
 
 
 def saved_config(name: str, checkpoint: str | None = None) -> dict[str, Any]:
@@ -143,10 +178,7 @@ def saved_config(name: str, checkpoint: str | None = None) -> dict[str, Any]:
     else:
         return {}
     file = folder.expanduser() / "config.json"
-    if not file.is_file():
-        return {}
-    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return config
+    return read_config(file) if file.is_file() else {}
 
 
 def model_arguments(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from poster_zoo.errors import MissingExtraError, OptionError, PosterZooError
+from poster_zoo.errors import ClusterError, MissingExtraError, OptionError, PosterZooError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["make_accelerator", "on_main"]
+__all__ = ["largest", "make_accelerator", "on_main"]
 
 T = TypeVar("T")
 
@@ -62,18 +62,32 @@ def make_accelerator(device: str | None = None) -> Accelerator:
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """Let the main process do `work`, and all have what it returns, or raise the error of ours that it raised."""
+    """Let the main process do `work`, and all have what it returns, or raise what it raised.
+
+    Raises:
+        ClusterError: In the other processes, where the main one raised something else than an error of ours.
+    """
     if accelerator.num_processes == 1:
         return work()
     from accelerate.utils import broadcast_object_list
 
-    outcome: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            outcome[0] = work()
-        except PosterZooError as error:
-            outcome[1] = error
-    result, raised = broadcast_object_list(outcome)
-    if raised is not None:
-        raise raised
+    if not accelerator.is_main_process:
+        result, raised = broadcast_object_list([None, None])
+        if raised is not None:
+            raise raised
+        return result
+    try:
+        result = work()
+    except BaseException as error:  # whatever it is, the others wait
+        ours = isinstance(error, PosterZooError)
+        broadcast_object_list([None, error if ours else ClusterError(f"The first process stopped: {error!r}.")])
+        raise
+    broadcast_object_list([result, None])
     return result
+
+
+def largest(accelerator: Accelerator, number: int) -> int:
+    """Return the largest of the numbers that the processes have."""
+    if accelerator.num_processes == 1:
+        return number
+    return int(accelerator.gather(torch.tensor([float(number)], device=accelerator.device)).max())

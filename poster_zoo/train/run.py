@@ -6,27 +6,32 @@
     metrics.jsonl     a line an epoch
     last/  best/      models at once, for `local-dir:`; last/ also holds trainer.json and trainer.safetensors,
                       best/ also evaluation.json
-    curves.png  confusion_matrix.png   where matplotlib is installed; each with its table beside it
+    curves.png  confusion_matrix.png   after each epoch, where matplotlib is installed; each with its table beside it
     tensorboard/      where TensorBoard is installed
 
 A checkpoint is a folder that is written beside its place, brought to the disk, and then renamed. Two renames are
 needed, the old one's and the new one's; a run that is killed between them finds the new one beside its place and
-finishes them. Of the other files, all are whole or as they were.
+finishes them. Of the other files, all are whole or as they were. recipe.json is the first of all, then comes run.json:
+where that is, the short `--resume` has all that it needs.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,16 +40,26 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from poster_zoo._version import __version__
-from poster_zoo.errors import OptionError, TrainingError, WeightsError
+from poster_zoo.errors import OptionError, PosterZooError, TrainingError, WeightsError
 from poster_zoo.evaluate import Evaluation, evaluate
 from poster_zoo.models._builder import ENTRIES
 from poster_zoo.train.recipe import Recipe, differences
-from poster_zoo.weights.card import own_card
+from poster_zoo.weights.card import evaluation_section, own_card
 from poster_zoo.weights.save import model_config, save_pretrained
 
-__all__ = ["Progress", "RunFolder", "check_run", "read_json", "selection_words"]
+if sys.platform != "win32":
+    import fcntl
+if TYPE_CHECKING:
+    from poster_zoo.data.datasets import FaceDataset
+
+__all__ = ["Progress", "RunFolder", "check_run", "count_faces", "launched_by", "read_json", "selection_words"]
+
+_logger = logging.getLogger(__name__)
 
 _DISK_ERRORS = (OSError, SafetensorError, WeightsError)
+# What run.json holds beside what must be the same where a run is resumed.
+_MAY_DIFFER = ("options", "train_faces")
+_LOCK_PATIENCE = 15.0  # seconds; processes that load images outlive a killed run by five or so, and hold its lock
 
 
 @dataclass
@@ -112,43 +127,70 @@ class Progress:
 
 
 class RunFolder:
-    """The folder of one run.
+    """The folder of one run; from `claim` to the end of the context other runs are kept out of it.
 
     Args:
         path: The folder.
+
+    Attributes:
         label_names: The model's classes, in the order of its logits.
         model_args: Arguments without which the factory would build another model.
     """
 
-    def __init__(self, path: str | Path, label_names: Sequence[str], model_args: Mapping[str, Any] | None) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
-        self.label_names = tuple(label_names)
-        self.model_args = dict(model_args or {})
+        self.label_names: tuple[str, ...] = ()
+        self.model_args: dict[str, Any] = {}
         self._recipe: dict[str, Any] = {}
         self._facts: dict[str, Any] = {}
         self._board: Any = None
+        self._lock: ExitStack | None = None
 
-    def begin(self, recipe: Recipe, facts: Mapping[str, Any], resume: bool, processes: int) -> bool:
-        """Take the folder for a new run, or for the one that is in it; return whether there is a checkpoint.
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def claim(self, recipe: Recipe, facts: Mapping[str, Any], resume: bool) -> None:
+        """Take the folder for a new run, or for the one that is in it, and write down what that is.
 
         Args:
             recipe: The recipe.
             facts: What is trained on what; JSON.
             resume: Whether a run that is there is wanted.
-            processes: For environment.json.
 
         Raises:
-            OptionError: There is a run that is not wanted, or another than the one that is wanted.
+            OptionError: There is a run that is not wanted, or another than the one that is wanted, or another process
+                is at it.
             TrainingError: The folder cannot be written.
         """
         self._recipe, self._facts = recipe.to_dict(), json.loads(json.dumps(facts))
-        check_run(self.path, self._recipe, self._facts, resume)
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if self._lock is None:
+                with ExitStack() as lock:
+                    lock.enter_context(_locked(self.path) if os.name == "posix" else nullcontext())
+                    self._lock = lock.pop_all()
             for folder in ("last", "best"):
                 _finish_renaming(self.path / folder)
-            self.path.mkdir(parents=True, exist_ok=True)
+            check_run(self.path, self._recipe, self._facts, resume)
             _write_json(self.path / "recipe.json", self._recipe)
-            _write_json(self.path / "run.json", self._facts)
+            known = read_json(self.path / "run.json", {}) if _has_checkpoint(self.path) else {}
+            _write_json(self.path / "run.json", known | self._facts)
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+
+    def begin(self, recipe: Recipe, facts: Mapping[str, Any], resume: bool, processes: int) -> bool:
+        """Claim the folder, note the machine and its processes, and return whether there is a checkpoint.
+
+        Raises:
+            OptionError, TrainingError: As `claim`.
+        """
+        self.claim(recipe, facts, resume)
+        try:
             starts = read_json(self.path / "environment.json", [])
             _write_json(self.path / "environment.json", [*starts, _environment(processes)])
         except OSError as error:
@@ -239,15 +281,21 @@ class RunFolder:
         return self._board
 
     def draw(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Draw the curves, and the confusion matrix of the best epoch, where matplotlib is installed."""
+        """Draw the curves, and the confusion matrix of the best epoch, where matplotlib is installed.
+
+        No run ends for want of a picture: what is in the way is only told.
+        """
         if importlib.util.find_spec("matplotlib") is None or not rows:
             return
-        from poster_zoo import plots
+        try:
+            from poster_zoo import plots
 
-        plots.curves(rows, out=self.path / "curves.png")
-        best = read_json(self.path / "best" / "evaluation.json", None)
-        if best is not None:
-            plots.confusion_matrix(_evaluation(best), out=self.path / "confusion_matrix.png", table=True)
+            plots.curves(rows, out=self.path / "curves.png")
+            best = read_json(self.path / "best" / "evaluation.json", None)
+            if best is not None:
+                plots.confusion_matrix(_evaluation(best), out=self.path / "confusion_matrix.png", table=True)
+        except (OSError, PosterZooError, ImportError) as error:
+            _logger.warning("The pictures of the run cannot be drawn: %s", error)
 
     def _card(self, progress: Mapping[str, Any], evaluation: Evaluation | None = None) -> str:
         """Return what a model card says of the training, in Markdown."""
@@ -258,23 +306,15 @@ class RunFolder:
             "## Training",
             "",
             f"- By poster-zoo {__version__}, with the recipe below",
-            f"- Images: {facts['train_images']}" + (f", of {', '.join(data)}" if data else ""),
+            f"- Images: {facts['train_images']:,}" + (f", of {', '.join(data)}" if data else ""),
+            *(f"- {line}" for line in _who(facts["train_faces"])),
             f"- Epochs: {progress['epoch']} of {recipe['epochs']}; the best so far: {progress['best_epoch'] or '–'}",
             f"- {selection_words(recipe['select_on'])}",
         ]
-        if evaluation is not None:
-            lines += [
-                f"- On these {evaluation.images} images: accuracy {evaluation.accuracy:.4f}, mean class accuracy "
-                f"{evaluation.mean_class_accuracy:.4f} over {evaluation.classes_with_images} classes",
-                "",
-                "| class | images | recall | precision |",
-                "|---|---|---|---|",
-                *(
-                    f"| {label} | {scores.count} | {_rate(scores.recall)} | {_rate(scores.precision)} |"
-                    for label, scores in evaluation.per_class.items()
-                ),
-            ]
         lines += ["", "```json", json.dumps(recipe), "```"]
+        if evaluation is not None:
+            title = {"valid": "Validation", "test": "Test"}[recipe["select_on"]]
+            lines += ["", evaluation_section(title, evaluation.to_dict())]
         return "\n".join(lines) + "\n"
 
 
@@ -290,22 +330,24 @@ def check_run(path: Path, recipe: Mapping[str, Any], facts: Mapping[str, Any], r
     Raises:
         OptionError: Says what to do, and which settings differ.
     """
-    if not any((path / name).exists() for name in ("recipe.json", "last", "best")):
-        return
+    if not _has_checkpoint(path):
+        return  # what was begun there, if anything, is not worth keeping
     if not resume:
         raise OptionError(
             f"The folder {str(path)!r} already holds a run; go on with it by --resume, or choose another --out."
         )
-    stored = read_json(path / "run.json", {})
-    changed = [
-        *differences(read_json(path / "recipe.json", {}), recipe),
-        *differences({name: value for name, value in stored.items() if name in facts}, facts),
-    ]
+    wanted = {name: value for name, value in facts.items() if name not in _MAY_DIFFER}
+    stored = {name: value for name, value in read_json(path / "run.json", {}).items() if name in wanted}
+    changed = [*differences(read_json(path / "recipe.json", {}), recipe), *differences(stored, wanted)]
     if changed:
         raise OptionError(
             f"The run in {str(path)!r} is another one, and cannot be resumed as this: {'; '.join(changed)}. "
             "Ask for the same, or choose another --out."
         )
+
+
+def _has_checkpoint(path: Path) -> bool:
+    return any(place.exists() for name in ("last", "best") for place in (path / name, _beside(path / name)[1]))
 
 
 def selection_words(select_on: str) -> str:
@@ -315,8 +357,27 @@ def selection_words(select_on: str) -> str:
     return "The best epoch is chosen on validation images"
 
 
-def _rate(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+def count_faces(data: FaceDataset) -> dict[str, Any]:
+    """Return who is in the data: images a class; persons, and the images of one, where persons are known."""
+    counts = Counter(data.labels)
+    facts: dict[str, Any] = {"counts": {name: counts[place] for place, name in enumerate(data.label_names)}}
+    if data.persons:
+        images = Counter(data.persons).values()
+        facts["persons"] = {"count": len(images), "median_images": median(images), "most_images": max(images)}
+    return facts
+
+
+def _who(faces: Mapping[str, Any]) -> list[str]:
+    """Return what a card says of `count_faces`."""
+    counts, persons = faces["counts"], faces.get("persons")
+    return [
+        "By class: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()),
+        f"Persons: {persons['count']:,}, of whom one has {persons['most_images']:,} images and the middle one "
+        f"{persons['median_images']:g}"
+        if persons
+        else "Persons: not known",
+        "Not counted: which images are grey. Not measured: groups that the data does not label",
+    ]
 
 
 def _evaluation(stored: Mapping[str, Any]) -> Evaluation:
@@ -351,7 +412,14 @@ def _environment(processes: int) -> dict[str, Any]:
         "gpus": gpus,
         "processes": processes,
         "threads": torch.get_num_threads(),
+        "torchrun": launched_by(),
     }
+
+
+def launched_by() -> str | None:
+    """Return torchrun's id of the job that this process belongs to, if it has one of its own (--rdzv-id)."""
+    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return None if job == "none" else job
 
 
 # ------------------------------------------------------------------------------------------------- files that are whole
@@ -418,6 +486,43 @@ def _finish_renaming(folder: Path) -> None:
         os.rename(new if new.exists() else old, folder)
     for left_over in (new, old):
         shutil.rmtree(left_over, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes that lock the folder out of it.
+
+    The lock is the system's, and gone with the process however that ends. A disk without locks keeps nobody out.
+
+    Raises:
+        OptionError: Another process has it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    deadline = time.monotonic() + _LOCK_PATIENCE
+    try:
+        while not _lock(handle):
+            if time.monotonic() > deadline:
+                raise OptionError(
+                    f"Another process is training in the folder {str(folder)!r}; "
+                    "wait for its end, or choose another --out."
+                )
+            time.sleep(0.1)
+        yield
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)  # processes that were forked meanwhile have the handle too
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Lock what is open; return whether another process has not done so before."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a disk without locks
+    return True
 
 
 def _bring_to_disk(path: Path) -> None:

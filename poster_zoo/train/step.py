@@ -48,12 +48,12 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Return the recipe's optimizer over the parameters of `model`.
 
     Raises:
-        OptionError: There is none of that name, or it cannot be had.
+        OptionError: There is none of that name, it cannot be had, or it needs gradients of gradients.
     """
     # torch's own make a step in one pass over the weights where they are asked to; timm's know no such thing.
     fused: Any = {"fused": True} if recipe.optimizer in ("adam", "adamw", "sgd", "momentum") else {}
     try:
-        return create_optimizer_v2(
+        optimizer = create_optimizer_v2(
             model,
             opt=recipe.optimizer,
             lr=recipe.lr,
@@ -61,11 +61,17 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
             layer_decay=recipe.layer_decay if recipe.layer_decay < 1 else None,
             **fused,
         )
-    except ValueError as error:
-        names = map(str, list_optimizers())
+    except (ValueError, AssertionError, ImportError) as error:  # the last two: packages and devices it stands on
+        names = map(str, list_optimizers()) if isinstance(error, ValueError) else ()
         raise OptionError(
             f"The optimizer {recipe.optimizer!r} cannot be had: {error}.{nearest(recipe.optimizer, names)}"
         ) from error
+    if getattr(optimizer, "is_second_order", False):
+        raise OptionError(
+            f"The optimizer {recipe.optimizer!r} asks for gradients of gradients, which are not computed here; "
+            "take another, adamw say."
+        )
+    return optimizer
 
 
 class NotFinite(ArithmeticError):
@@ -183,6 +189,10 @@ class Outcome:
     norm: float | None
 
 
+def _go_on(which_pass: int, piece: int) -> None:
+    """Leave the generators as they are."""
+
+
 class Step:
     """Makes steps of an optimizer.
 
@@ -223,26 +233,30 @@ class Step:
         self.scaler = torch.amp.GradScaler(device, enabled=recipe.precision == "fp16")
         self.statistics = BatchNormStatistics(model, self._add_up)
 
-    def __call__(self, images: Tensor, targets: Tensor, batch_images: int) -> Outcome:
+    def __call__(
+        self, images: Tensor, targets: Tensor, batch_images: int, seed: Callable[[int, int], object] = _go_on
+    ) -> Outcome:
         """Make one step.
 
         Args:
             images: (B, C, H, W), this process's share of the batch.
             targets: (B,) or (B, classes).
             batch_images: Images of the whole batch.
+            seed: Called with the pass (0, 1) and the piece, counted over all processes, before each is computed:
+                what is dropped then does not depend on which process has the piece.
 
         Raises:
             NotFinite: The loss or the gradient is no number.
         """
         pieces = self._cut(images, targets, batch_images)
-        loss, right = self._descent(pieces, moves_statistics=True)
+        loss, right = self._descent(pieces, partial(seed, 0), moves_statistics=True)
         if not math.isfinite(loss):
             raise NotFinite(f"The loss is {loss}")
         scale, norm = self.scaler.get_scale(), None
         if self.sam is not None:
             norm = self.sam.climb()
             if math.isfinite(norm):
-                self._descent(pieces, moves_statistics=self.recipe.exact_upstream)
+                self._descent(pieces, partial(seed, 1), moves_statistics=self.recipe.exact_upstream)
                 self.sam.descend()
         last = self._update()
         norm = last if norm is None else norm / scale
@@ -259,13 +273,16 @@ class Step:
             pieces.append(_Piece(part, part_targets, maps, len(part) / batch_images))
         return pieces
 
-    def _descent(self, pieces: Sequence[_Piece], moves_statistics: bool) -> tuple[float, int]:
+    def _descent(
+        self, pieces: Sequence[_Piece], seed: Callable[[int], object], moves_statistics: bool
+    ) -> tuple[float, int]:
         """Leave the gradient of the whole batch's mean loss; return that loss and how many answers are right."""
         total = torch.zeros(2, device=self.accelerator.device)
         if moves_statistics:
             self.statistics.begin()
         with nullcontext() if moves_statistics else self.statistics.held():
             for i, piece in enumerate(pieces):
+                seed(self.accelerator.process_index * self.recipe.accumulate + i)
                 if moves_statistics:
                     self.statistics.rewind()
                 # Processes add up their gradients once, with the last piece.
