@@ -330,16 +330,21 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
+def launch(*program: str) -> list[str]:
+    """Return the command that starts a program as two processes."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    return [*torchrun, "--master-addr", "127.0.0.1", "--master-port", str(free_port()), *program]
+
+
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
     program = "import sys, pathlib, test_resume; folder = pathlib.Path(sys.argv[1]); "
     program += "test_resume.both_runs(folder, 1); test_resume.told_of_a_bug(folder)"
     script = folder / "program.py"
     script.write_text(program)
     done = subprocess.run(
-        [*launch, "--master-port", str(free_port()), str(script), str(folder)],
+        launch(str(script), str(folder)),
         env=ENVIRONMENT, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -367,3 +372,21 @@ def test_a_failure_of_the_first_process_is_told_to_those_that_wait_for_it(two_pr
     first, second = ((two_processes / f"told-{process}").read_text() for process in (0, 1))
     assert first.startswith("ZeroDivisionError: ")
     assert second.startswith("ClusterError: The first process stopped: ZeroDivisionError")
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_process_that_dies_under_torchrun_is_started_again_and_the_run_goes_on(project: Path) -> None:
+    asked = [*OPTIONS, "--epochs", "8", "--device", "cpu"]
+    launcher = subprocess.Popen(
+        launch("--max-restarts", "1", "-m", "poster_zoo.train", *asked, "--out", "run"),
+        env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    wait_for(project / "run" / "last" / "trainer.json", launcher)
+    children = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True, check=True).stdout
+    os.kill(int(children.split()[-1]), signal.SIGKILL)
+    _, words = launcher.communicate(timeout=600)
+    assert launcher.returncode == 0, words
+    starts = json.loads((project / "run" / "environment.json").read_text())
+    assert [start["processes"] for start in starts] == [2, 2]
+    assert invoke(*asked, "--set", "accumulate=2", "--out", "straight").exit_code == 0
+    assert losses(project / "run") == pytest.approx(losses(project / "straight"), rel=1e-4)
