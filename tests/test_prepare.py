@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_cli import ENVIRONMENT, run
-from test_predict import COLOURS
+from test_predict import COLOURS, Terminal
 
 import poster_zoo
 from poster_zoo.data.datasets import open_dataset
@@ -242,6 +244,75 @@ def test_other_options_need_another_folder(photos: Path) -> None:
     Path("list.csv").write_text("photos/joy/1.png,joy\n")
     with pytest.raises(OutputError, match="holds other files"):
         prepare("list.csv", "photos")
+
+
+def test_a_second_call_at_once_is_refused_and_spoils_nothing(photos: Path) -> None:
+    refused = []
+
+    def find(image: Image.Image) -> Any:
+        with pytest.raises(OutputError, match="Another call of prepare is writing into 'out'") as error:
+            prepare()
+        refused.append(error)
+        return detector(image)
+
+    prepared = prepare(detector=find)
+    assert len(refused) == 5
+    assert sum(prepared.crops.values()) == 3
+    assert len(Path("out/prepare.jsonl").read_text().splitlines()) == 1 + 6
+    assert prepare().before == 5  # all but what cannot be read, and nobody holds the folder any more
+
+
+def test_a_folder_of_other_files_is_refused_without_a_trace(photos: Path) -> None:
+    Path("mine").mkdir()
+    Path("mine/letter.txt").touch()
+    with pytest.raises(OutputError, match="holds other files"):
+        prepare(folder="mine")
+    assert [path.name for path in Path("mine").iterdir()] == ["letter.txt"]
+
+
+def rafdb(*lines: str) -> str:
+    """Write photographs as RAF-DB lies on disk, with a list of these lines; return the spec."""
+    for line in lines:
+        photograph(f"rafdb/Image/aligned/{Path(line.split()[0]).stem}_aligned.jpg", *ONE)
+    Path("rafdb/EmoLabel").mkdir()
+    Path("rafdb/EmoLabel/list_patition_label.txt").write_text("".join(f"{line}\n" for line in lines))
+    return "rafdb:rafdb"
+
+
+def test_a_label_that_stands_for_no_class_makes_none(photos: Path) -> None:
+    spec = rafdb("train_1.jpg 4", "train_2.jpg 9", "train_3.jpg 5")
+    seeing, seen = counted()
+    prepared = prepare(spec, detector=seeing)
+    assert crops() == ["train/Happiness/train_1_aligned.png", "train/Sadness/train_3_aligned.png"]
+    [skipped] = rows("out/skipped.csv")
+    assert Path(skipped["source"]).name == "train_2_aligned.jpg"
+    assert (skipped["label"], skipped["reason"]) == ("9", "the label '9' stands for no class")
+    assert prepared.skipped == {"the label stands for no class": 1}
+    assert len(seen) == 2
+    assert prepare(spec, detector=seeing).before == 3
+    # Mended, the photograph is done.
+    Path("rafdb/EmoLabel/list_patition_label.txt").write_text("train_1.jpg 4\ntrain_2.jpg 6\ntrain_3.jpg 5\n")
+    assert prepare(spec, detector=seeing).before == 2
+    assert len(seen) == 3
+    assert "train/Anger/train_2_aligned.png" in crops()
+    assert rows("out/skipped.csv") == []
+
+
+@pytest.mark.parametrize(("terminal", "drawn"), [(True, True), (False, False)])
+def test_progress_is_drawn_on_a_terminal_and_goes_on_from_what_is_done(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool, drawn: bool
+) -> None:
+    def bar(**options: Any) -> list[str]:
+        stderr = Terminal() if terminal else io.StringIO()
+        monkeypatch.setattr(sys, "stderr", stderr)
+        prepare(progress=None, **options)
+        return re.findall(r"(\d+)/6 ", stderr.getvalue())
+
+    first, again = bar(), bar()
+    assert bool(first) == bool(again) == drawn
+    if drawn:
+        assert (first[0], first[-1]) == ("0", "6")
+        assert (again[0], again[-1]) == ("5", "6")  # what cannot be read is tried again
 
 
 @pytest.mark.parametrize("folder", ["photos", "photos/aligned", "./photos/joy"])

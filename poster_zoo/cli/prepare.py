@@ -45,8 +45,9 @@ def command(
     data, train and eval. OUT then is a collection for train: --data folder:OUT, or csv:OUT/faces.csv, which also says
     where each crop comes from.
 
-    A photograph that cannot be read, or on which no face is found, is skipped; OUT/skipped.csv names each with the
-    reason. Stopped at any moment, the same command goes on; photographs that were added since are done too.
+    A photograph that cannot be read, on which no face is found or whose label stands for no class is skipped;
+    OUT/skipped.csv names each with the reason. Stopped at any moment, the same command goes on; photographs that were
+    added since are done too.
     """
     from poster_zoo.faces import prepare_faces
 
@@ -66,5 +67,6 @@ def command(
 
 def _print(prepared: Prepared) -> None:
     rows = [("class", "photographs", "crops")]
-    rows += [(label, str(count), str(prepared.crops[label])) for label, count in sorted(prepared.photographs.items())]
+    counts = sorted(prepared.photographs.items())
+    rows += [(label or "(no label)", str(count), str(prepared.crops[label])) for label, count in counts]
     print_table(rows, right=[1, 2])

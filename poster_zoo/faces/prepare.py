@@ -4,7 +4,9 @@ A photograph bears one label, and the label is taken to be that of the face in f
 photograph with more faces than one. What is skipped is written down with the reason; nothing is guessed.
 
 Each photograph that is done is a line of `prepare.jsonl` in the folder, written after its crop: killed at any moment,
-the same call goes on with the photographs that are missing, and later with those that were added since.
+the same call goes on with the photographs that are missing, and later with those that were added since. Two calls at
+once would take each other's half-written crops for left ones, so that the second is refused. It is the system that
+holds the lock, for as long as the process lives.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, TypeAlias, get_args
 
+from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 
@@ -42,6 +46,7 @@ Several: TypeAlias = Literal["front", "largest", "skip"]
 """Which face of several the label is of: the largest if no other has half its area, the largest, or none."""
 
 _JOURNAL, _CROPS, _SKIPPED = "prepare.jsonl", "faces.csv", "skipped.csv"
+_LOCK = ".prepare.lock"
 _FRONT = 0.5  # of the largest face's area; a face larger than that is as near as the largest
 _BATCH = 8  # photographs in memory at once, and as many that are being read
 
@@ -79,11 +84,15 @@ class Prepared:
 
 
 class _Photograph(NamedTuple):
-    """One labelled photograph: its path as seen from the place, and as it is; `read` gives its bytes."""
+    """One labelled photograph: its path as seen from the place, and as it is; `read` gives its bytes.
+
+    Without a class its label, as it is written, stands for none.
+    """
 
     source: str
     path: str
     label: str
+    has_class: bool
     split: str
     read: Callable[[], bytes]
 
@@ -117,7 +126,8 @@ def prepare_faces(
     Raises:
         DatasetError: `place` holds no labelled photographs.
         OptionError: `several` or `size` is none of these, or the device cannot be used.
-        OutputError: The folder holds something else, was begun with other options, or cannot be written.
+        OutputError: The folder holds something else, was begun with other options, or cannot be written; or another
+            call is writing there.
     """
     if several not in get_args(Several):
         raise OptionError(f"several is {several!r}; give {', '.join(map(repr, get_args(Several)))}.")
@@ -168,9 +178,10 @@ def _of_split(dataset: FaceDataset, split: str, base: str) -> Iterator[_Photogra
         return lambda: dataset.read(index)
 
     for i, label in enumerate(dataset.labels):
-        name = dataset.written_label(i) if label == NO_LABEL else dataset.label_names[label]
+        known = label != NO_LABEL
+        name = dataset.label_names[label] if known else dataset.written_label(i)
         path = dataset.source(i)
-        yield _Photograph(os.path.relpath(path, base or os.curdir), path, name, split, reader(i))
+        yield _Photograph(os.path.relpath(path, base or os.curdir), path, name, known, split, reader(i))
 
 
 # ------------------------------------------------------------------------------------------------------ the journal
@@ -190,23 +201,26 @@ class _Journal:
         self.rows: dict[tuple[str, str], dict[str, Any]] = {}
         self.taken: set[str] = set()
         self._file: IO[str] | None = None
+        self._held = ExitStack()
 
     def __enter__(self) -> _Journal:
         self.out.mkdir(parents=True, exist_ok=True)
         path = self.out / _JOURNAL
-        if path.exists():
-            self._load(path)
-        elif any(self.out.iterdir()):
+        if not path.exists() and any(entry.name != _LOCK for entry in self.out.iterdir()):
             raise OutputError(f"{str(self.out)!r} holds other files; name a folder that is empty or does not exist.")
-        # Written anew: the last line of a killed call may be half of one.
-        lines: list[Mapping[str, Any]] = [{"settings": self.settings}, *self.rows.values()]
-        _write_whole(path, lambda file: file.writelines(json.dumps(line) + "\n" for line in lines))
-        self._file = path.open("a", encoding="utf-8")
+        with ExitStack() as held:
+            held.enter_context(_alone(self.out))
+            if path.exists():
+                self._load(path)
+            # Written anew: the last line of a killed call may be half of one.
+            lines: list[Mapping[str, Any]] = [{"settings": self.settings}, *self.rows.values()]
+            _write_whole(path, lambda file: file.writelines(json.dumps(line) + "\n" for line in lines))
+            self._file = held.enter_context(path.open("a", encoding="utf-8"))
+            self._held = held.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._held.close()
 
     def _load(self, path: Path) -> None:
         lines = []
@@ -257,6 +271,22 @@ class _Journal:
         self.rows[photograph.split, photograph.source] = row
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep other calls out of the folder."""
+    lock = FileLock(str(out / _LOCK))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise OutputError(
+            f"Another call of prepare is writing into {str(out)!r}; wait for its end, or name another folder."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _write_whole(path: Path, write: Callable[[IO[str]], Any]) -> None:
@@ -319,10 +349,16 @@ def _prepare(
     progress: bool | None,
     before: int,
 ) -> Prepared:
-    pending = (photograph for photograph in photographs if (photograph.split, photograph.source) not in journal.rows)
+    left = [photograph for photograph in photographs if (photograph.split, photograph.source) not in journal.rows]
+    pending = (photograph for photograph in left if photograph.has_class)
     shown = bool(sys.stderr and sys.stderr.isatty()) if progress is None else progress
     bar = tqdm(total=len(photographs), initial=before, unit="image", file=sys.stderr, disable=not shown)
     with bar, ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="poster_zoo") as pool:
+        for photograph in left:
+            if not photograph.has_class:
+                reason = f"the label {photograph.label!r} stands for no class"
+                journal.add(photograph, {"crop": None, "kind": "the label stands for no class", "reason": reason})
+                bar.update()
         batch = [(photograph, pool.submit(_read, photograph)) for photograph in islice(pending, _BATCH)]
         while batch:
             following = [(photograph, pool.submit(_read, photograph)) for photograph in islice(pending, _BATCH)]
