@@ -72,21 +72,19 @@ class Prediction:
     sought: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Return `source`, `label`, `score` and `probabilities`, or `source` and `error`, ready for JSON.
+        """Return `source`, `label`, `score`, `probabilities` and `face`, or `source` and `error`, ready for JSON.
 
-        Where faces were looked for there is also `face`: `box`, `points` and `score`, or None.
+        `face` has `box`, `points` and `score`; it is None where the answer is about the whole image.
         """
         if self.error is not None:
             return {"source": self.source, "error": self.error}
-        answer: dict[str, Any] = {
+        return {
             "source": self.source,
             "label": self.label,
             "score": self.score,
             "probabilities": dict(self.probabilities),
+            "face": None if self.face is None else self.face.to_dict(),
         }
-        if self.sought:
-            answer["face"] = None if self.face is None else self.face.to_dict()
-        return answer
 
 
 class Predictor:
@@ -245,8 +243,12 @@ class Predictor:
             raise OptionError(
                 "One answer an image was asked for, and this predictor gives one a face; make it with faces='none'."
             )
-        named = (_Named(name, repr(name), image) for name, image in images)
-        return _one_by_one(self._stream(named, None))
+        return _one_by_one(self.stream_named_images(images))
+
+    def stream_named_images(self, images: Iterable[tuple[str, ImageSource]]) -> Generator[list[Prediction], None, None]:
+        """Answer as `stream_named` does, with the predictions of each image in a list, and about faces as well."""
+        self._check_classes()
+        return self._stream((_Named(name, repr(name), image) for name, image in images), None)
 
     def crops(self, image: ImageSource, faces: Faces | Iterable[Face]) -> list[Image.Image]:
         """Cut out faces as the model sees them: of its input's size, and aligned as those that it was trained on.
@@ -302,6 +304,12 @@ class Predictor:
             self.detector.model.to(device)
         return self
 
+    @property
+    def images_at_once(self) -> int:
+        """How many images are in memory together, and answered together."""
+        # Photographs are kept whole until their faces are found; of aligned crops only the model's input is.
+        return self.batch_size if self.detector is None else min(self.batch_size, _PHOTOGRAPHS)
+
     def _check_classes(self) -> None:
         if not self.labels:
             raise LabelError(f"{type(self.model).__name__} finds landmarks and no classes; call `landmarks` instead.")
@@ -310,9 +318,7 @@ class Predictor:
         bar = self._progress_bar(total)
         pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="poster_zoo")
         try:
-            # Photographs are kept whole until their faces are found; of aligned crops only the model's input is.
-            most = self.batch_size if self.detector is None else min(self.batch_size, _PHOTOGRAPHS)
-            batches = _batched(self._submitted(pool, images), most)
+            batches = _batched(self._submitted(pool, images), self.images_at_once)
             batch = next(batches, None)
             while batch:
                 try:

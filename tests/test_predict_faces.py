@@ -17,6 +17,7 @@ from test_cli import lines, run
 from test_predict import COLOURS, EXPECTED, ColourModel, LandmarkModel, many, one
 
 from poster_zoo import plots
+from poster_zoo.cli.answers import CropWriter
 from poster_zoo.data.datasets import open_dataset
 from poster_zoo.draw import annotate, draw_faces
 from poster_zoo.errors import ImageError, OptionError
@@ -75,7 +76,7 @@ def test_without_a_face_the_whole_image_is_answered_and_that_is_said() -> None:
     plain = one(Predictor(ColourModel())(red))
     assert plain.probabilities == answer.probabilities
     assert not plain.sought
-    assert "face" not in plain.to_dict()
+    assert plain.to_dict()["face"] is None  # the same keys, whatever was asked for
 
 
 def test_a_face_is_told_in_pixels_of_the_upright_image(tmp_path: Path) -> None:
@@ -353,7 +354,8 @@ def test_json_has_a_line_a_face_and_null_where_there_is_none(photos: Path, model
 def test_none_takes_each_image_as_it_is(photos: Path, model: str) -> None:
     result = run("predict", "photos", "--faces", "none", "--json", "-m", model)
     answers = lines(result)
-    assert [list(answer) for answer in answers] == [["source", "label", "score", "probabilities"]] * 3
+    assert [list(answer) for answer in answers] == [["source", "label", "score", "probabilities", "face"]] * 3
+    assert [answer["face"] for answer in answers] == [None] * 3
     expected = [one(answer) for answer in many(Predictor(model)(photos / "photos"))]
     for answer, other in zip(answers, expected, strict=True):
         assert answer["probabilities"] == pytest.approx(other.probabilities, abs=1e-5)
@@ -392,6 +394,60 @@ def test_saved_crops_are_class_folders_as_train_reads_them(photos: Path, model: 
         assert one(asked(crop)).probabilities == pytest.approx(answer["probabilities"], abs=1e-5)
 
 
+def test_a_photograph_that_is_gone_before_its_crops_are_cut_costs_no_other_answer(
+    photos: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = CropWriter.write
+
+    def late(self: CropWriter, source: str, *answers: Any) -> None:
+        if source == "photos/a/1.png":
+            Path(source).unlink()
+        write(self, source, *answers)
+
+    monkeypatch.setattr(CropWriter, "write", late)
+    result = run("predict", "photos", "--save-crops", "crops", "--json", "-m", model)
+    assert result.exit_code == 1
+    assert len(lines(result)) == 4
+    assert [path.name for path in Path("crops").rglob("*.png")] == ["1_1.png"]
+    assert "Wrote 1 crops into crops\n" in result.stderr
+    assert "1 of 3 images have no crops; the first: 'photos/a/1.png' does not exist" in result.stderr
+
+
+def test_half_a_crop_is_never_in_place(photos: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Image.Image, file: Path, *options: Any) -> None:
+        file.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    result = run("predict", "photos/b", "--save-crops", "crops", "-m", model)
+    assert result.exit_code == 2
+    assert "No space left on device; choose a folder you can write" in result.stderr
+    assert not [path for path in Path("crops").rglob("*") if path.is_file()]
+
+
+def test_a_folder_of_answers_holds_what_is_printed(photos: Path, model: str) -> None:
+    given = ["predict", "photos", "--json", "-m", model]
+    result = run(*given, "--out", "out")
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    none = "No face was found in 1 of 3 images; the whole image was answered there.\n"
+    assert result.stderr == f"out holds the answers about 3 images.\n{none}"
+    told = [json.loads(line) for part in sorted(Path("out").glob("*.jsonl")) for line in part.open()]
+    printed = lines(run(*given))
+    assert [answer["source"] for answer in told] == [answer["source"] for answer in printed]
+    for answer, other in zip(told, printed, strict=True):
+        assert answer["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
+        if other["face"] is None:
+            assert answer["face"] is None
+        else:
+            np.testing.assert_allclose(answer["face"]["points"], other["face"]["points"], atol=0.05)
+    again = run(*given, "--out", "out")
+    assert again.stderr == f"out holds the answers about 3 images, 3 of them by an earlier run.\n{none}"
+    whole = run(*given, "--out", "out", "--faces", "none")
+    assert whole.exit_code == 2
+    assert "holds the answers of a run with other face detection" in whole.stderr
+
+
 def test_crops_never_go_into_a_folder_that_holds_something(photos: Path, model: str) -> None:
     assert run("predict", "photos/b", "--save-crops", "crops", "-m", model).exit_code == 0
     before = {path: path.stat().st_mtime_ns for path in Path("crops").rglob("*")}
@@ -427,7 +483,7 @@ def test_landmarks_of_a_photograph_are_those_of_its_surest_face(photos: Path, mo
     ("arguments", "message"),
     [
         (["--faces", "auto", "--labels", "labels.csv"], "--labels takes images of one face each"),
-        (["--faces", "auto", "--out", "out"], "--out takes images of one face each"),
+        (["--out", "out", "--save-crops", "crops"], "are for answers that are printed; leave out --out"),
         (["--faces", "all"], "'all' is not one of 'auto', 'none'"),
         (["--faces", "none", "--save-crops", "crops"], "--save-crops cuts out faces that are found"),
         (["--labels", "labels.csv", "--save-crops", "crops"], "--save-crops cuts out faces that are found"),

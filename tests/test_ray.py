@@ -147,7 +147,7 @@ def test_a_pipeline_of_ray_data_past_a_killed_actor_loses_and_doubles_nothing(ph
     answered.write_parquet(str(Path("out").absolute()))  # Ray's processes have another current folder
     assert Path("killed").exists()
     rows = table("out")
-    assert set(rows[0]) == {"path", "label", "score", "probabilities", "error"}
+    assert set(rows[0]) == {"path", "label", "score", "probabilities", "face", "error"}
     check(sorted(rows, key=lambda row: str(row["path"])), here, "path")
 
 
@@ -159,7 +159,7 @@ def test_images_that_ray_data_decoded_are_answered(photos: list[str]) -> None:
     )
     rows = sorted(answered.take_all(), key=lambda row: str(row["path"]))
     assert [row["label"] for row in rows] == [LABELS[i % 3] for i in range(12)]
-    assert set(rows[0]) == {"path", "label", "score", "probabilities", "error"}
+    assert set(rows[0]) == {"path", "label", "score", "probabilities", "face", "error"}
 
 
 def into(model: ColourModel, engine: Any = "ray") -> Outcome:
@@ -235,8 +235,11 @@ def test_a_machine_that_is_lost_loses_and_doubles_nothing(
 
 
 @pytest.fixture
-def faces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The arguments for a poster_tiny with random weights and 40 images, one of them broken, in the current folder."""
+def faces(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The arguments for a poster_tiny with random weights and 40 images, in the current folder.
+
+    They are noise, but for a broken one and one with two faces.
+    """
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     poster_zoo.save_pretrained(poster_zoo.create_model("poster_tiny"), "model")
@@ -245,6 +248,11 @@ def faces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for i in range(40):
         Image.fromarray(random.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(f"faces/{i:02d}.png")
     Path("faces/07.png").write_bytes(b"broken")
+    face = Image.open(root / "examples" / "face.png").convert("RGB")
+    pair = Image.new("RGB", (230, 120), "grey")
+    for left in (10, 120):
+        pair.paste(face, (left, 10))
+    pair.save("faces/20.png")
     return ["predict", "faces", "-m", "local-dir:model", "--device", "cpu"]
 
 
@@ -283,11 +291,15 @@ def test_the_command_starts_ray_on_this_machine_and_answers_as_one_process_does(
     assert "out holds the answers about 40 images.\n" in stderr
     assert "1 of 40 images failed; the first: 'faces/07.png' is damaged" in stderr
     assert {address.removeprefix("::ffff:") for address in addresses} == {"127.0.0.1"}
-    alone = lines(run(*faces, "--faces", "none", "--json"))
+    alone = lines(run(*faces, "--json"))
+    assert sum(other.get("face") is not None for other in alone) == 2
     for row, other in zip(table("out"), alone, strict=True):
         assert row["source"] == other["source"]
         assert row["label"] == other.get("label")
         assert row["error"] == other.get("error")
+        assert (row["face"] is None) == (other.get("face") is None)
+        if row["face"]:
+            assert row["face"]["box"] == pytest.approx(other["face"]["box"], abs=0.05)
         if row["probabilities"]:
             right = list(other["probabilities"].values())
             assert list(row["probabilities"].values()) == pytest.approx(right, abs=1e-5)

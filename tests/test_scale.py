@@ -19,14 +19,17 @@ from click.testing import Result
 from PIL import Image
 from test_cli import ENVIRONMENT, lines, run
 from test_predict import COLOURS, EXPECTED, LABELS, ColourModel, LandmarkModel, png
+from test_prepare import counted, photograph
+from test_prepare import detector as squares
 from torch import Tensor
 
 from poster_zoo.data.images import list_images
 from poster_zoo.errors import ClusterError, LabelError, MissingExtraError, OptionError, OutputError
+from poster_zoo.faces import FaceDetector
 from poster_zoo.predict import Predictor, join_processes
 from poster_zoo.scale import BatchPredictor, Outcome, predict_into
 from poster_zoo.scale.inputs import ParquetRows, names_in_folder
-from poster_zoo.scale.plan import _part_size, write_whole
+from poster_zoo.scale.plan import _part_size, detector_digest, write_whole
 from poster_zoo.scale.ray_data import _MOST_ATTEMPTS, _PartPredictor
 
 
@@ -99,6 +102,13 @@ def parquet_rows(folder: str | Path) -> list[dict[str, Any]]:
 
 def into(folder: str, model: ColourModel | None = None, **options: Any) -> Outcome:
     return predict_into(predictor(model), ["photos"], folder, **({"file_format": "jsonl"} | options))
+
+
+@pytest.fixture
+def arrow() -> Any:
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow, of poster-zoo[ray], is not installed")
+    pytest.importorskip("pyarrow.parquet")
+    return arrow
 
 
 # --- what is written
@@ -289,6 +299,109 @@ def test_a_folder_with_other_files_and_a_file_are_refused() -> None:
         into("photos/a/04.png")
 
 
+# --- photographs: a row for each face
+
+PATCHES = (("red", 10, 20, 40), ("green", 80, 20, 60), ("blue", 150, 70, 30))
+CROWDS = [f"crowds/{i:02d}.png" for i in range(14)]  # with 0, 1, 2, 3, 0 … faces; the one at 5 is broken
+
+
+@pytest.fixture
+def crowds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, whose folder `crowds` holds photographs."""
+    monkeypatch.chdir(tmp_path)
+    for i, name in enumerate(CROWDS):
+        photograph(tmp_path / name, *PATCHES[: i % 4])
+    (tmp_path / CROWDS[5]).write_bytes(b"broken")
+    return tmp_path
+
+
+def seeing(detector: Any = squares, batch_size: int = 4) -> Predictor:
+    return Predictor(ColourModel(), faces=detector, batch_size=batch_size, num_workers=1, progress=False)
+
+
+def check_crowds(rows: list[dict[str, Any]]) -> None:
+    """See that rows are the answers about the faces of `CROWDS`, by where the patches are."""
+    expected = [
+        (name, patch) for i, name in enumerate(CROWDS) for patch in (PATCHES[: i % 4] if i != 5 else ()) or (None,)
+    ]
+    assert [row["source"] for row in rows] == [name for name, _ in expected]
+    for row, (name, patch) in zip(rows, expected, strict=True):
+        assert (row.get("error") is not None) == (name == CROWDS[5])
+        if patch is None:
+            assert row.get("face") is None
+            continue
+        colour, left, upper, side = patch
+        assert row["label"] == EXPECTED[colour]
+        assert row["face"]["box"] == [left, upper, left + side, upper + side]
+        assert row["face"]["score"] == 1
+        assert np.shape(row["face"]["points"]) == (5, 2)
+        assert (np.array(row["face"]["points"]) > (left, upper)).all()
+        assert (np.array(row["face"]["points"]) < (left + side, upper + side)).all()
+
+
+FACES = sum(i % 4 for i in range(14) if i != 5)
+WITHOUT = sum(i % 4 == 0 for i in range(14))
+
+
+@pytest.mark.usefixtures("crowds")
+def test_photographs_have_a_row_for_each_face_or_one_for_the_whole() -> None:
+    outcome = predict_into(seeing(), ["crowds"], "out", file_format="jsonl")
+    check_crowds(json_rows("out"))
+    assert json_rows("out") == [prediction.to_dict() for prediction in seeing().stream(CROWDS)]
+    assert (outcome.images, outcome.failures, outcome.faces, outcome.without_face) == (14, 1, FACES, WITHOUT)
+
+
+@pytest.mark.usefixtures("crowds")
+def test_parquet_has_the_same_columns_with_faces_and_without(arrow: Any) -> None:
+    predict_into(seeing(), ["crowds"], "out")
+    check_crowds(parquet_rows("out"))
+    outcome = predict_into(predictor(), ["crowds"], "whole")
+    assert [row["source"] for row in parquet_rows("whole")] == CROWDS
+    assert all(row["face"] is None for row in parquet_rows("whole"))
+    assert (outcome.faces, outcome.without_face) == (0, 0)
+    files = [file for folder in ("out", "whole") for file in sorted(Path(folder).glob("*.parquet"))]
+    schemas = [arrow.parquet.read_schema(file) for file in files]
+    assert schemas[0].names == ["source", "label", "score", "probabilities", "face", "error"]
+    assert all(schema.equals(schemas[0]) for schema in schemas)
+
+
+@pytest.mark.usefixtures("crowds")
+@pytest.mark.parametrize("stop", [0, 6, 12])
+def test_photographs_that_were_interrupted_go_on_and_are_each_looked_at_once(stop: int) -> None:
+    stopping, _ = counted(stop)
+    with pytest.raises(KeyboardInterrupt):
+        predict_into(seeing(stopping), ["crowds"], "out", file_format="jsonl")
+    done = len(list(Path("out").glob("part-*")))
+    assert done == [0, 6, 12].index(stop) + (stop == 12)  # parts of four, of which the second holds the broken one
+    going_on, seen = counted()
+    outcome = predict_into(seeing(going_on), ["crowds"], "out", file_format="jsonl")
+    assert outcome == Outcome(outcome.folder, 14, 4 * done, 1, outcome.first_failure, FACES, WITHOUT)
+    assert len(seen) == 14 - 4 * done - (done < 2)
+    check_crowds(json_rows("out"))
+
+
+@pytest.mark.usefixtures("crowds")
+def test_parts_of_photographs_are_whole_batches_of_those_that_are_in_memory_at_once() -> None:
+    predict_into(seeing(batch_size=32), ["crowds"], "out", file_format="jsonl")
+    files = sorted(Path("out").glob("*.jsonl"))
+    sources = [{json.loads(line)["source"] for line in file.read_text().splitlines()} for file in files]
+    assert [len(some) for some in sources] == [8, 6]
+
+
+@pytest.mark.usefixtures("crowds")
+def test_another_way_of_finding_faces_does_not_go_on_in_the_same_folder() -> None:
+    predict_into(seeing(), ["crowds"], "out", file_format="jsonl")
+    for other in (predictor(), seeing(lambda image: squares(image))):
+        with pytest.raises(OutputError, match=r"a run with other face detection; .* to go on"):
+            predict_into(other, ["crowds"], "out")
+    digests = [
+        detector_digest(FaceDetector(**options))
+        for options in ({}, {"threshold": 0.6}, {"max_side": 640}, {"second_look": False})
+    ]
+    assert len(set(digests)) == 4
+    assert detector_digest(FaceDetector(batch_size=3)) == digests[0]
+
+
 # --- what is asked about
 
 
@@ -353,13 +466,6 @@ def test_nothing_to_answer_is_said_and_leaves_nothing() -> None:
         predict_into(Predictor(LandmarkModel()), ["photos"], "out")
     with pytest.raises(OptionError, match="actors is 0"):
         into("out", engine="ray", actors=0)
-
-
-@pytest.fixture
-def arrow() -> Any:
-    arrow = pytest.importorskip("pyarrow", reason="pyarrow, of poster-zoo[ray], is not installed")
-    pytest.importorskip("pyarrow.parquet")
-    return arrow
 
 
 def test_parquet_gives_paths_or_the_images_themselves(photos: Path, arrow: Any) -> None:
@@ -472,7 +578,7 @@ def test_a_batch_in_any_form_is_answered_row_by_row(photos: Path, arrow: Any, ki
         batch = pytest.importorskip("pandas", reason="pandas is not installed").DataFrame(batch)
     answers = BatchPredictor(ColourModel())(batch)
     kept = ["name", "id", "path"] if column == "path" else ["name", "id"]
-    assert answers.column_names == [*kept, "label", "score", "probabilities", "error"]
+    assert answers.column_names == [*kept, "label", "score", "probabilities", "face", "error"]
     assert answers["id"].to_pylist() == list(range(22))
     broken = column != "image"
     for i, row in enumerate(answers.to_pylist()):
@@ -499,6 +605,15 @@ def test_columns_of_the_data_are_neither_lost_nor_overwritten(photos: Path, arro
     assert [row["label"] for row in answers] == ["x", "y"]
     assert [row["predicted_label"] for row in answers] == ["Reddish", "Greenish"]
     assert answers[0]["points"] == [[0, 0]] * 5
+
+
+@pytest.mark.usefixtures("crowds")
+def test_a_row_of_a_photograph_becomes_one_for_each_face(arrow: Any) -> None:
+    batch = {"path": np.array(CROWDS), "id": np.arange(14), "vector": np.arange(28).reshape(14, 2)}
+    rows = BatchPredictor(ColourModel(), faces=squares)(batch).to_pylist()
+    check_crowds([row | {"source": row["path"]} for row in rows])
+    assert [row["id"] for row in rows] == [int(Path(row["path"]).stem) for row in rows]
+    assert all(row["vector"] == [2 * row["id"], 2 * row["id"] + 1] for row in rows)
 
 
 def test_batches_of_a_broken_image_or_of_nothing_have_the_types_of_others(arrow: Any) -> None:
@@ -570,8 +685,8 @@ def test_several_processes_without_accelerate_say_what_to_install(name: str, mon
 
 
 @pytest.fixture
-def faces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, whose folder `faces` holds 130 images, one of them broken."""
+def faces(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, whose folder `faces` holds 130 images: noise, one with three faces, and a broken one."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "faces").mkdir()
     random = np.random.default_rng(0)
@@ -579,6 +694,11 @@ def faces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         pixels = random.integers(0, 256, (40, 50, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "faces" / f"{i:03d}.png")
     (tmp_path / "faces" / "123.png").write_bytes(b"broken")
+    face = Image.open(root / "examples" / "face.png").convert("RGB")
+    crowd = Image.new("RGB", (330, 120), "grey")
+    for left in (10, 120, 230):
+        crowd.paste(face, (left, 10))
+    crowd.save(tmp_path / "faces" / "070.png")
     return tmp_path
 
 
@@ -597,12 +717,7 @@ def together(*arguments: str, processes: int = 2, **options: Any) -> subprocess.
     )
 
 
-def test_several_processes_print_what_one_prints(faces: Path, model: str, root: Path) -> None:
-    face = Image.open(root / "examples" / "face.png").convert("RGB")
-    crowd = Image.new("RGB", (330, 120), "grey")
-    for left in (10, 120, 230):
-        crowd.paste(face, (left, 10))
-    crowd.save(faces / "faces" / "070.png")
+def test_several_processes_print_what_one_prints(faces: Path, model: str) -> None:
     given = ["predict", "faces", "--json", "-m", model, "--batch-size", "8", "--device", "cpu"]
     process = together(*given)
     stdout, stderr = process.communicate()
@@ -612,10 +727,8 @@ def test_several_processes_print_what_one_prints(faces: Path, model: str, root: 
     both = [json.loads(line) for line in stdout.splitlines()]
     assert len(alone) == 132
     assert [row["source"] for row in both] == [row["source"] for row in alone]
-    lefts = [[row["face"]["box"][0] for row in rows if row.get("face")] for rows in (both, alone)]
-    assert sorted(lefts[0]) == pytest.approx([17, 127, 237], abs=5)
-    assert lefts[0] == pytest.approx(lefts[1], abs=0.05)
     same(both, alone)
+    same_crowd(both, alone)
 
 
 def same(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
@@ -627,6 +740,13 @@ def same(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
         if row.get("probabilities"):
             probabilities = list(other["probabilities"].values())
             assert list(row["probabilities"].values()) == pytest.approx(probabilities, abs=1e-5)
+
+
+def same_crowd(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
+    """See that the three faces of the crowd were found, and in the same places."""
+    lefts = [[row["face"]["box"][0] for row in some if row.get("face")] for some in (rows, others)]
+    assert sorted(lefts[0]) == pytest.approx([17, 127, 237], abs=5)
+    assert lefts[0] == pytest.approx(lefts[1], abs=0.05)
 
 
 def parts(folder: str) -> dict[str, int]:
@@ -648,12 +768,14 @@ def test_killed_processes_are_gone_on_with_by_another_number_of_them(faces: Path
     result = run(*given, "--out", "out")
     assert result.exit_code == 1
     assert result.stdout == ""
-    images = sum(len(Path("out", name).read_bytes().splitlines()) for name in done)
+    images = len({json.loads(line)["source"] for name in done for line in Path("out", name).read_text().splitlines()})
     assert f"out holds the answers about 130 images, {images} of them by an earlier run." in result.stderr
     assert "1 of 130 images failed; the first: 'faces/123.png' is damaged" in result.stderr
     assert {name: time for name, time in parts("out").items() if name in done} == done
     assert len(parts("out")) == -(-130 // 8)
-    same(json_rows("out"), lines(run(*given, "--faces", "none")))
+    alone = lines(run(*given))
+    same(json_rows("out"), alone)
+    same_crowd(json_rows("out"), alone)
 
 
 # --- the command line
@@ -662,11 +784,12 @@ def test_killed_processes_are_gone_on_with_by_another_number_of_them(faces: Path
 @pytest.mark.usefixtures("photos")
 def test_the_command_writes_a_folder_and_prints_nothing(model: str) -> None:
     Path("photos/a/04.png").write_bytes(png("red"))
-    result = run("predict", "photos", "-m", model, "--out", "out", "--json")
+    given = ["predict", "photos", "-m", model, "--faces", "none", "--out", "out"]
+    result = run(*given, "--json")
     assert result.exit_code == 0
     assert (result.stdout, result.stderr) == ("", "out holds the answers about 22 images.\n")
     assert [row["source"] for row in json_rows("out")] == SOURCES
-    again = run("predict", "photos", "-m", model, "--out", "out")
+    again = run(*given)
     assert again.exit_code == 0
     assert again.stderr == "out holds the answers about 22 images, 22 of them by an earlier run.\n"
 
@@ -677,6 +800,7 @@ def test_the_command_writes_a_folder_and_prints_nothing(model: str) -> None:
     [
         (["photos", "--out", "out", "--csv"], "for answers that are printed; leave out --out"),
         (["photos", "--out", "out", "--plot", "a.png"], "for answers that are printed"),
+        (["photos", "--out", "out", "--save-crops", "crops"], "for answers that are printed"),
         (["photos", "--engine", "ray"], "name it by --out DIR"),
         (["photos", "--address", "auto"], "are for --engine ray"),
         (["photos", "--out", "out", "--actors", "2"], "are for --engine ray"),

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 
 from poster_zoo.cli.output import Columns, print_json
-from poster_zoo.errors import OutputError
+from poster_zoo.errors import ImageError, OutputError
+from poster_zoo.files import whole_file
 
 if TYPE_CHECKING:
     from poster_zoo.predict import Prediction, Predictor
@@ -127,6 +128,8 @@ class CsvWriter:
 class CropWriter:
     """Writes the aligned crops of faces into class folders, a PNG a face: `LABEL/NAME_1.png`, surest face first.
 
+    Images are read again for it: one that cannot be any more is counted in `failures`, and `first_failure` says why.
+
     Args:
         folder: Where to; made where it is missing.
 
@@ -137,6 +140,8 @@ class CropWriter:
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
         self.written = 0
+        self.failures = 0
+        self.first_failure = ""
         self._taken: set[str] = set()
         _make_folder(self.folder)
         if any(self.folder.iterdir()):
@@ -147,15 +152,21 @@ class CropWriter:
         answered = [prediction for prediction in predictions if prediction.face is not None]
         if not answered:
             return
-        stem = self._free(Path(source).stem)
         from poster_zoo.data.datasets.folders import folder_name
 
-        crops = predictor.crops(source, [prediction.face for prediction in answered if prediction.face])
+        try:
+            crops = predictor.crops(source, [prediction.face for prediction in answered if prediction.face])
+        except ImageError as error:
+            self.failures += 1
+            self.first_failure = self.first_failure or str(error)
+            return
+        stem = self._free(Path(source).stem)
         for number, (prediction, crop) in enumerate(zip(answered, crops, strict=True), 1):
             folder = self.folder / folder_name(str(prediction.label))
             _make_folder(folder)
             try:
-                crop.save(folder / f"{stem}_{number}.png")
+                with whole_file(folder / f"{stem}_{number}.png") as beside:
+                    crop.save(beside, "PNG")
             except OSError as error:
                 raise _cannot_write(folder, error) from error
             self.written += 1

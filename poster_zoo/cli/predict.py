@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 @batch_size_option
 @faces_option(
     "auto: find the faces of each image and answer about each. none: each image is the aligned crop of one face.  "
-    "[default: auto; none with --labels or --out]"
+    "[default: auto; none with --labels]"
 )
 @json_option("Print one JSON object a line: source, label, score, probabilities, face; or source, error.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with a header.")
@@ -125,8 +125,8 @@ def command(
     With --json or --csv, stdout holds nothing else; words and progress go to stderr.
 
     --out is for many images: it takes Parquet files of paths or of images too, and writes Parquet (without pyarrow, or
-    with --json, JSON lines), a part of the images a file. Killed at any moment, the same command goes on with the parts
-    that are missing.
+    with --json, JSON lines), a part of the images a file and a row for each face. Killed at any moment, the same
+    command goes on with the parts that are missing.
 
     Several processes share the work: accelerate launch --num_processes 4 -m poster_zoo predict ...
     """
@@ -134,24 +134,23 @@ def command(
         raise click.UsageError("--json and --csv exclude each other.")
     if engine != "ray" and (address or actors):
         raise click.UsageError("--address and --actors are for --engine ray.")
-    if faces == "auto" and (labels_file or out is not None):
-        option = "--labels" if labels_file else "--out"
-        raise click.UsageError(f"{option} takes images of one face each, as they are; leave out --faces auto.")
-    faces = faces or ("none" if labels_file or out is not None else "auto")
+    if faces == "auto" and labels_file:
+        raise click.UsageError("--labels takes images of one face each, as they are; leave out --faces auto.")
+    faces = faces or ("none" if labels_file else "auto")
     if save_crops and faces == "none":
-        raise click.UsageError(
-            "--save-crops cuts out faces that are found; leave out --faces none, --labels and --out."
-        )
+        raise click.UsageError("--save-crops cuts out faces that are found; leave out --faces none and --labels.")
     if out is not None:
-        if as_csv or plot or labels_file:
-            raise click.UsageError("--csv, --plot and --labels are for answers that are printed; leave out --out.")
+        if as_csv or plot or labels_file or save_crops:
+            raise click.UsageError(
+                "--csv, --plot, --labels and --save-crops are for answers that are printed; leave out --out."
+            )
         from poster_zoo.scale import check_request, predict_into
 
         check_request(paths, out)
         processes = join(ctx, device)
         # Ray's actors each move the model to a device of their own.
         here = "cpu" if engine == "ray" else device
-        predictor = load_predictor(load_model(ctx, model, checkpoint), here, batch_size, processes)
+        predictor = load_predictor(load_model(ctx, model, checkpoint), here, batch_size, processes, faces=faces)
         with contextlib.redirect_stdout(sys.stderr):  # where Ray's words about lost machines belong
             outcome = predict_into(
                 predictor,
@@ -206,13 +205,14 @@ def command(
             crops.write(source, predictions, predictor)
 
     _report_failures(tally.failures, len(images), tally.first_failure)
-    if tally.without_face:
-        note(f"No face was found in {tally.without_face} of {len(images)} images; the whole image was answered there.")
+    _report_without_face(tally.without_face, len(images))
     if crops is not None:
         note(f"Wrote {crops.written} crops into {save_crops}")
+        if crops.failures:
+            note(f"{crops.failures} of {len(images)} images have no crops; the first: {crops.first_failure}")
     evaluation = _report_truth(truth, tally, labels, to_stderr=as_json or as_csv) if truth else None
     _draw(sheet, matrix, tally, len(images), evaluation)
-    ctx.exit(1 if tally.failures else 0)
+    ctx.exit(1 if tally.failures or (crops is not None and crops.failures) else 0)
 
 
 def _answers(predictor: Predictor, images: Sequence[str], processes: PartialState | None) -> Iterator[Prediction]:
@@ -228,12 +228,18 @@ def _report_outcome(outcome: Outcome, out: str) -> int:
     before = f", {outcome.before} of them by an earlier run" if outcome.before else ""
     note(f"{out} holds the answers about {outcome.images} images{before}.")
     _report_failures(outcome.failures, outcome.images, outcome.first_failure)
+    _report_without_face(outcome.without_face, outcome.images)
     return 1 if outcome.failures else 0
 
 
 def _report_failures(failures: int, images: int, first: str) -> None:
     if failures:
         note(f"{failures} of {images} images failed; the first: {first}")
+
+
+def _report_without_face(without: int, images: int) -> None:
+    if without:
+        note(f"No face was found in {without} of {images} images; the whole image was answered there.")
 
 
 @dataclass

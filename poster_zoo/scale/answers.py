@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from poster_zoo.data.images import ImageSource
@@ -13,7 +13,7 @@ from poster_zoo.errors import OutputError
 from poster_zoo.predict import Prediction, Predictor
 from poster_zoo.scale.arrow import answer_columns, pyarrow, utf8
 from poster_zoo.scale.inputs import ParquetRows
-from poster_zoo.scale.plan import FAILED, NAMES, Part, Plan, write_whole
+from poster_zoo.scale.plan import NAMES, Part, Plan, Tally, write_whole
 
 __all__ = ["Answerer"]
 
@@ -27,20 +27,16 @@ class Answerer:
         self._parquet: tuple[str, ParquetRows] | None = None
 
     def answer(self, number: int) -> None:
-        """Answer a part; what could not be answered is noted first, so that a part that is there is noted."""
+        """Answer a part."""
         plan = self.plan
-        predictions = list(self.predictor.stream_named(self._images(plan.parts[number])))
-        if len(predictions) != plan.parts[number].images:
+        images = list(self.predictor.stream_named_images(self._images(plan.parts[number])))
+        if len(images) != plan.parts[number].images:
             source = plan.sources[plan.parts[number].source]
             raise OutputError(
                 f"{source!r} has fewer rows than when the work began; give another folder for the answers."
             )
-        errors = [prediction.error for prediction in predictions if prediction.error is not None]
-        noted = plan.work / FAILED / f"{number:06d}"
-        if errors:
-            write_whole(noted, lambda file: file.write(_json_lines(errors)), plan.work)
-        else:
-            noted.unlink(missing_ok=True)  # an earlier answer to this part, since deleted, may have failed
+        plan.note(number, Tally.of(images))
+        predictions = list(itertools.chain.from_iterable(images))
         write_whole(plan.file(number), lambda file: self._write(predictions, file), plan.work)
 
     def _images(self, part: Part) -> Iterator[tuple[str, ImageSource]]:
@@ -61,13 +57,10 @@ class Answerer:
 
     def _write(self, predictions: Sequence[Prediction], file: IO[bytes]) -> None:
         if self.plan.file_format == "jsonl":
-            file.write(_json_lines(prediction.to_dict() for prediction in predictions))
+            for prediction in predictions:
+                file.write(json.dumps(prediction.to_dict(), allow_nan=False).encode("ascii") + b"\n")
             return
         arrow = pyarrow()
         sources = arrow.array([utf8(prediction.source) for prediction in predictions], arrow.string())
         table = arrow.table({"source": sources} | answer_columns(predictions, self.plan.labels))
         arrow.parquet.write_table(table, file)
-
-
-def _json_lines(values: Iterable[Any]) -> bytes:
-    return b"".join(json.dumps(value, allow_nan=False).encode("ascii") + b"\n" for value in values)

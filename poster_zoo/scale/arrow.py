@@ -30,11 +30,15 @@ def pyarrow() -> Any:
 def answer_columns(predictions: Sequence[Prediction], labels: Sequence[str]) -> dict[str, Any]:
     """Return the answers as columns whose types do not depend on what the answers are."""
     arrow = pyarrow()
-    probabilities = arrow.struct([(label, arrow.float32()) for label in labels])
+    number = arrow.float32()
+    probabilities = arrow.struct([(label, number) for label in labels])
+    # Lists of any length, as Parquet has no others.
+    face = arrow.struct([("box", arrow.list_(number)), ("points", arrow.list_(arrow.list_(number))), ("score", number)])
     return {
         "label": arrow.array([prediction.label for prediction in predictions], arrow.string()),
         "score": arrow.array([prediction.score for prediction in predictions], arrow.float32()),
         "probabilities": arrow.array([prediction.probabilities or None for prediction in predictions], probabilities),
+        "face": arrow.array([prediction.face and prediction.face.to_dict() for prediction in predictions], face),
         "error": arrow.array([utf8(prediction.error) for prediction in predictions], arrow.string()),
     }
 

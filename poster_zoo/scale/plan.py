@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from math import ceil
@@ -19,19 +19,21 @@ import torch
 from torch import nn
 
 from poster_zoo.errors import OptionError, OutputError
-from poster_zoo.predict import Predictor
+from poster_zoo.faces import Detector, FaceDetector
+from poster_zoo.predict import Prediction, Predictor
 from poster_zoo.scale.arrow import pyarrow
 from poster_zoo.scale.inputs import ParquetRows, each_once, listed, names_in_folder, parquet_files
 
 __all__ = [
     "ATTEMPTS",
-    "FAILED",
     "NAMES",
     "FileFormat",
     "Part",
     "Plan",
+    "Tally",
     "begin",
     "check_request",
+    "detector_digest",
     "weights_digest",
     "write_whole",
 ]
@@ -41,15 +43,13 @@ FileFormat: TypeAlias = Literal["parquet", "jsonl"]
 NAMES = "images"
 """The list of the images that are files: one JSON string a line."""
 
-FAILED = "failed"
-"""The folder that holds, by the number of a part, what its answers without a label say: one JSON string a line."""
-
 ATTEMPTS = "attempts"
 """The folder that holds, by the number of a part, a byte for each time that it was begun."""
 
 _WORK = ".poster_zoo"  # readers of Parquet folders pass over names that begin with a dot
 _PLAN = "plan.json"
-_VERSION = 1
+_TALLIES = "tallies"  # the folder that holds, by the number of a part, its `Tally` as JSON
+_VERSION = 2
 
 _PARTS = 64  # that a small job is cut into, where that leaves a batch for each: enough for many processes to share
 _PART_IMAGES = 1024  # in a part of a larger job: so much is answered again after a kill
@@ -72,6 +72,43 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Tally:
+    """What the answers about some images are.
+
+    Attributes:
+        failures: How many of the images have no answer.
+        first_failure: Why the first of these has none; empty where there is none.
+        faces: How many faces were found.
+        without_face: In how many images none was found, where faces were looked for.
+    """
+
+    failures: int = 0
+    first_failure: str = ""
+    faces: int = 0
+    without_face: int = 0
+
+    @classmethod
+    def of(cls, images: Iterable[Sequence[Prediction]]) -> Tally:
+        """Count answers, those about each image in a list."""
+        total = cls()
+        for answers in images:
+            error = next((answer.error for answer in answers if answer.error is not None), None)
+            faces = sum(answer.face is not None for answer in answers)
+            without = error is None and not faces and any(answer.sought for answer in answers)
+            total += cls(error is not None, error or "", faces, without)
+        return total
+
+    def __add__(self, later: Tally) -> Tally:
+        """Return the tally of both, of which this one comes first."""
+        return Tally(
+            self.failures + later.failures,
+            self.first_failure or later.first_failure,
+            self.faces + later.faces,
+            self.without_face + later.without_face,
+        )
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a folder of answers is for.
 
@@ -79,6 +116,7 @@ class Plan:
         folder: The folder.
         inputs: Digest of what was asked about.
         weights: Digest of the model's numbers.
+        detector: What tells how faces are found from other ways.
         labels: The model's labels.
         file_format: In which form the answers are.
         origin: Where relative names begin.
@@ -90,6 +128,7 @@ class Plan:
     folder: Path
     inputs: str
     weights: str
+    detector: str
     labels: tuple[str, ...]
     file_format: FileFormat
     origin: str
@@ -111,13 +150,18 @@ class Plan:
         done = set(os.listdir(self.folder))
         return [number for number in range(len(self.parts)) if self.file(number).name not in done]
 
-    def failures(self) -> tuple[int, str]:
-        """Return how many images have no answer, and why the first has none."""
-        count, first = 0, ""
-        for file in sorted((self.work / FAILED).iterdir()):
-            errors = [json.loads(line) for line in file.read_text(encoding="ascii").splitlines()]
-            count, first = count + len(errors), first or errors[0]
-        return count, first
+    def note(self, number: int, tally: Tally) -> None:
+        """Write down what the answers of a part are, before they are in place: a part that is there is noted."""
+        place = self.work / _TALLIES / f"{number:06d}"
+        if tally == Tally():
+            place.unlink(missing_ok=True)  # an earlier answer to this part, since deleted, may have had something
+        else:
+            write_whole(place, lambda file: file.write(json.dumps(asdict(tally)).encode("ascii")), self.work)
+
+    def tally(self) -> Tally:
+        """Return what all answers are."""
+        files = sorted((self.work / _TALLIES).iterdir())
+        return sum((Tally(**json.loads(file.read_text(encoding="ascii"))) for file in files), Tally())
 
     def tidy(self) -> None:
         """Remove what processes that were killed left half written, once every part is there."""
@@ -180,12 +224,13 @@ def begin(folder: Path, inputs: list[str], predictor: Predictor, file_format: Fi
     check_request(inputs, folder)
     predictor.stream([])  # says if the model has no classes
     digest = hashlib.sha256("\0".join(map(os.path.abspath, inputs)).encode("utf-8", "surrogateescape")).hexdigest()
-    weights = weights_digest(predictor.model)
+    weights, detector = weights_digest(predictor.model), detector_digest(predictor.detector)
     if (folder / _WORK / _PLAN).exists():
         plan = Plan.load(folder)
         same = {
             "images": plan.inputs == digest,
             "weights": plan.weights == weights,
+            "face detection": plan.detector == detector,
             "labels": plan.labels == tuple(predictor.labels),
             "format": file_format in (None, plan.file_format),
         }
@@ -203,15 +248,16 @@ def begin(folder: Path, inputs: list[str], predictor: Predictor, file_format: Fi
     parquet = tuple(file for path in tables for file in parquet_files(path))
     rows = [ParquetRows(file, file).count for file in parquet]
     work = folder / _WORK
-    (work / FAILED).mkdir(parents=True, exist_ok=True)
+    (work / _TALLIES).mkdir(parents=True, exist_ok=True)
     try:
         names = _write_names(work, others)
         images = names + sum(rows)
         if not images:
             raise OptionError(f"There are no images in {listed(inputs)}; name a file that holds some.")
-        parts = _cut(work / NAMES, names, rows, _part_size(images, predictor.batch_size))
+        parts = _cut(work / NAMES, names, rows, _part_size(images, predictor.images_at_once))
         labels = tuple(predictor.labels)
-        Plan(folder, digest, weights, labels, file_format, os.getcwd(), images, (None, *parquet), parts).save()
+        origin, sources = os.getcwd(), (None, *parquet)
+        Plan(folder, digest, weights, detector, labels, file_format, origin, images, sources, parts).save()
     except BaseException:
         shutil.rmtree(work)
         with contextlib.suppress(OSError):  # it is not ours alone
@@ -226,6 +272,15 @@ def weights_digest(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def detector_digest(detector: Detector | None) -> str:
+    """Return what tells a way of finding faces from others; of detectors that are not ours the name alone."""
+    if isinstance(detector, FaceDetector):
+        options = f"{detector.threshold} {detector.max_side} {detector.second_look}"
+        return f"{weights_digest(detector.model)} {options}"
+    named = detector if hasattr(detector, "__qualname__") else type(detector)
+    return "none" if detector is None else f"{named.__module__}.{named.__qualname__}"
 
 
 def _part_size(images: int, batch_size: int) -> int:

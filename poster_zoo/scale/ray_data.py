@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,9 @@ class BatchPredictor:
     A batch is a dictionary of columns, a pyarrow Table or a pandas DataFrame. The images are in the column `bytes`
     (files' content) or `image` (arrays H×W×3, or what Hugging Face writes), else in `path`. What comes out is a pyarrow
     Table of the same rows in the same order: the other columns as they were, then `label`, `score`, `probabilities` (a
-    structure of one number a label) and `error`, which says why an image has no answer and is null for others.
+    structure of one number a label), `face` and `error`, which says why an image has no answer and is null for others.
+    With `faces="auto"` a row becomes one for each face of its image, surest first; `face` is a structure of `box`,
+    `points` and `score`, and null where the answer is about the whole image.
 
     Args:
         model: Name of a model, whose weights are loaded, or a model.
@@ -77,7 +80,9 @@ class BatchPredictor:
                 f"The batch has the columns {', '.join(table)}, none of which holds images; call one `path`, `bytes` "
                 f"or `image`."
             )
-        predictions = list(self.predictor.stream_named(_images(table, contents[0] if contents else None, paths)))
+        named = _images(table, contents[0] if contents else None, paths)
+        images = list(self.predictor.stream_named_images(named))
+        predictions = list(chain.from_iterable(images))
         answers = {
             self.prefix + name: column for name, column in answer_columns(predictions, self.predictor.labels).items()
         }
@@ -86,7 +91,11 @@ class BatchPredictor:
             raise OptionError(
                 f"The batch has a column {both[0]!r} already; give BatchPredictor a `prefix` for the columns it adds."
             )
-        return arrow.table({name: _column(values) for name, values in kept.items()} | answers)
+        rows = arrow.array([row for row, of_image in enumerate(images) for _ in of_image], arrow.int64())
+        columns = {name: _column(values) for name, values in kept.items()}
+        if len(rows) != len(images):
+            columns = {name: values.take(rows) for name, values in columns.items()}
+        return arrow.table(columns | answers)
 
 
 def _table(batch: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from poster_zoo.errors import ClusterError, OptionError, OutputError
 from poster_zoo.predict import Prediction, Predictor, join_processes
 from poster_zoo.scale.answers import Answerer
-from poster_zoo.scale.plan import FileFormat, Plan, begin, weights_digest
+from poster_zoo.scale.plan import FileFormat, Plan, begin, detector_digest, weights_digest
 from poster_zoo.scale.ray_data import answer_on_ray
 
 if TYPE_CHECKING:
@@ -32,8 +32,10 @@ class Outcome:
         folder: The folder.
         images: How many images were answered.
         before: How many of them by earlier runs.
-        failures: How many of the answers say why there is none.
-        first_failure: What the first of these says; empty where there is none.
+        failures: How many of the images have no answer.
+        first_failure: Why the first of these has none; empty where there is none.
+        faces: How many faces were found, where they were looked for.
+        without_face: In how many images none was found, so that the whole image was answered.
     """
 
     folder: Path
@@ -41,6 +43,8 @@ class Outcome:
     before: int
     failures: int
     first_failure: str
+    faces: int = 0
+    without_face: int = 0
 
 
 def predict_into(
@@ -57,16 +61,18 @@ def predict_into(
 ) -> Outcome:
     """Answer any number of images into a folder, or go on with what an earlier call began there.
 
-    Parquet holds the columns `source`, `label`, `score`, `probabilities` (a structure of one number a label) and
-    `error`; JSON lines hold what `Prediction.to_dict` gives. Rows are in the order of the parts' names. Which images
-    there are is written down by the first call; a later one does not look for new ones. To have a part answered again,
-    delete its file and repeat the call.
+    Parquet holds the columns `source`, `label`, `score`, `probabilities` (a structure of one number a label), `face`
+    (a structure of `box`, `points` and `score`, null where the answer is about the whole image) and `error`; JSON lines
+    hold what `Prediction.to_dict` gives. There is a row an image; where the predictor looks for faces, a row for each
+    face of it, surest first. Rows are in the order of the parts' names. Which images there are is written down by the
+    first call; a later one does not look for new ones. To have a part answered again, delete its file and repeat the
+    call.
 
     Where `accelerate launch` or torchrun started several processes, all of them call this, each with a predictor on its
     own device; `folder` and the images have to be on file systems that all see, and so they have for Ray.
 
     Args:
-        predictor: Who answers.
+        predictor: Who answers; `Predictor(faces="auto")` about each face of photographs.
         inputs: Images, folders of images (with their subfolders, each folder in the order of its names), Parquet files
             and folders of them. A Parquet file has a column of bytes (`bytes`, or `image` as Hugging Face writes it),
             or one of paths (`path`, `file`, …), relative ones of which begin where the first call was made.
@@ -101,8 +107,12 @@ def predict_into(
     if processes is not None:
         processes.wait_for_everyone()
     plan = Plan.load(folder)
-    if plan.weights != weights_digest(predictor.model):
-        raise OutputError(f"This process has other weights than those that began {str(folder)!r}; give all the same.")
+    for other, begun, own in (
+        ("weights", plan.weights, weights_digest(predictor.model)),
+        ("face detection", plan.detector, detector_digest(predictor.detector)),
+    ):
+        if begun != own:
+            raise OutputError(f"This process has other {other} than the first has; give all of them the same.")
     pending = _agreed(plan.pending(), processes)
     before = plan.images - sum(plan.parts[number].images for number in pending)
 
@@ -115,7 +125,7 @@ def predict_into(
         raise ClusterError(f"{len(missing)} parts of {str(folder)!r} are missing; repeat the call to go on.")
     if first:
         plan.tidy()
-    return Outcome(folder, plan.images, before, *plan.failures())
+    return Outcome(folder, plan.images, before, **asdict(plan.tally()))
 
 
 def _agreed(pending: list[int], processes: PartialState | None) -> list[int]:
@@ -161,7 +171,7 @@ def predict_together(predictor: Predictor, images: Sequence[str], processes: Par
     from accelerate.utils import broadcast_object_list, gather_object
 
     images = broadcast_object_list([images])[0]
-    size, count = predictor.batch_size, processes.num_processes
+    size, count = predictor.images_at_once, processes.num_processes
     starts = range(processes.process_index * size, len(images), count * size)
     answers = predictor.stream_images(image for start in starts for image in images[start : start + size])
     for _ in range(0, len(images), count * size):
