@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import json
 import math
 import os
+import re
 import signal
+import struct
+import sys
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +27,7 @@ from PIL import Image, ImageOps
 from test_cli import run
 from torchvision.ops import box_iou
 
+from poster_zoo.cli import main
 from poster_zoo.errors import MissingExtraError, OptionError, OutputError, VideoError
 from poster_zoo.faces import FaceDetector
 from poster_zoo.predict import Predictor
@@ -134,6 +141,37 @@ def test_joined_recordings_go_on_in_time(tmp_path: Path) -> None:
     assert steps == pytest.approx([0.04] * 9, abs=0.002)
 
 
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ([1.0, 1.0, 1.04, 1.08], [0, 0.001, 0.04, 0.08]),  # one comes twice
+        ([1.0, 1.04, 1.02, 1.08, 1.12], [0, 0.04, 0.041, 0.08, 0.12]),  # two are out of order
+        ([1.0, None, 1.04, 1.08], [0, 0.04, 0.041, 0.08]),  # one that has none comes late
+        ([None, None, 1.0, 1.04], [0, 0.04, 0.08, 0.12]),
+        ([1.0, 1.04, 0.0, 0.04], [0, 0.04, 0.08, 0.12]),  # they begin anew
+        ([1.0, 1.04, 0.0, 0.0, 0.04], [0, 0.04, 0.08, 0.081, 0.12]),
+        ([None] * 4, [0, 0.04, 0.08, 0.12]),
+    ],
+)
+def test_a_time_that_is_missing_or_repeated_makes_no_later_frame_late(
+    told: list[float | None], expected: list[float]
+) -> None:
+    clock = video_files._Clock(25)
+    pictures: list[Any] = [SimpleNamespace(time=time) for time in told]
+    times = [clock.time(picture) for picture in pictures]
+    assert times == pytest.approx(expected, abs=0.003)
+    assert np.diff(times).min() > 0
+
+
+def test_frames_of_several_sizes_are_read(tmp_path: Path) -> None:
+    encode(tmp_path / "a", [blank(90)] * 5, [40 * i for i in range(5)], format="mpegts")
+    encode(tmp_path / "b", [blank(90, (96, 48))] * 5, [40 * i for i in range(5)], format="mpegts")
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes((tmp_path / "a").read_bytes() + (tmp_path / "b").read_bytes())
+    frames, _ = read_all(joined)
+    assert [frame.image.size for frame in frames] == [(64, 48)] * 5 + [(96, 48)] * 5
+
+
 # The matrices of QuickTime's file format: of a phone held upright, which records lying, and of one upside down.
 @pytest.mark.parametrize(
     ("matrix", "degrees"),
@@ -174,6 +212,68 @@ def test_a_file_that_breaks_off_gives_what_can_be_read_and_says_so(tmp_path: Pat
     assert trouble is not None
     assert "breaks off after" in trouble
     assert "of 4.0 seconds" in trouble
+
+
+def test_a_last_picture_that_stands_for_long_is_no_damage(tmp_path: Path) -> None:
+    file = tmp_path / "title.mov"
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("png", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "rgb24"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for i in range(10):
+            frame = av.VideoFrame.from_image(blank(20 * i))
+            frame.pts, frame.time_base = 40 * i, Fraction(1, 1000)
+            for packet in stream.encode(frame):
+                packet.duration = 5000 if i == 9 else 40
+                container.mux(packet)
+    with Video(file) as video:
+        assert len(list(video)) == 10
+        assert video.duration == pytest.approx(5.36)
+        assert video.trouble is None
+
+
+def encode_with_sound(path: Path, pictures: float, sound: float) -> None:
+    """Write noise for so many seconds of pictures, and silence for so many of sound."""
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        shown = container.add_stream("libx264", rate=25)
+        shown.width, shown.height, shown.pix_fmt = 64, 48, "yuv420p"
+        heard = container.add_stream("aac", rate=44100)
+        for i in range(round(25 * pictures)):
+            picture = av.VideoFrame.from_ndarray(rng.integers(0, 256, (48, 64, 3), np.uint8), format="rgb24")
+            picture.pts, picture.time_base = i, Fraction(1, 25)
+            container.mux(shown.encode(picture))
+        for i in range(round(44100 * sound / 1024)):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 44100, 1024 * i, Fraction(1, 44100)
+            container.mux(heard.encode(frame))
+        container.mux(shown.encode(None))
+        container.mux(heard.encode(None))
+
+
+@pytest.mark.parametrize("name", ["talk.mkv", "talk.mp4"])
+def test_sound_that_goes_on_after_the_pictures_is_no_damage(name: str, tmp_path: Path) -> None:
+    encode_with_sound(tmp_path / name, pictures=1, sound=4)
+    frames, trouble = read_all(tmp_path / name)
+    assert len(frames) == 25
+    assert trouble is None
+
+
+def test_a_file_with_sound_that_breaks_off_says_so(tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole.mkv", tmp_path / "cut.mkv"
+    encode_with_sound(whole, pictures=4, sound=4)
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    assert read_all(whole)[1] is None
+    trouble = read_all(cut)[1]
+    assert trouble is not None
+    assert "breaks off after" in trouble
+
+
+def test_pictures_that_begin_late_are_no_damage(tmp_path: Path) -> None:
+    encode(tmp_path / "late.mkv", [blank(9)] * 5, [5000 + 40 * i for i in range(5)])
+    frames, trouble = read_all(tmp_path / "late.mkv")
+    assert [frame.time for frame in frames] == pytest.approx([0.04 * i for i in range(5)], abs=1e-3)
+    assert trouble is None
 
 
 def test_a_damaged_packet_is_passed_over(tmp_path: Path) -> None:
@@ -308,6 +408,40 @@ def test_ctrl_c_ends_a_camera_and_keeps_what_was_written(
     assert len(read_all(film)[0]) > 2
 
 
+class Impatient:
+    """A camera's container as AVFoundation's: where it has no frame yet it says so, and does not wait."""
+
+    def __init__(self, container: Any, ends: bool) -> None:
+        self.container, self.streams, self.close = container, container.streams, container.close
+        self.packets, self.ends = container.demux(video=0), ends
+
+    def demux(self, *_: Any) -> Iterator[Any]:
+        packet = next(self.packets, None)
+        if packet is not None:
+            yield packet
+        if packet is not None or not self.ends:
+            raise av.error.BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_camera_that_has_no_frame_yet_is_asked_again(ends: bool, film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = video_files._opened
+    monkeypatch.setattr(video_files, "_opened", lambda *names, **options: Impatient(opened(*names, **options), ends))
+    seen = 0
+    with Camera(str(film), container="mp4", options={}) as camera:
+        for _ in camera:
+            seen += 1
+            if not ends and seen + camera.skipped == 12:
+                break  # it is closed while it waits
+    assert seen + camera.skipped == 12
+    assert "poster_zoo_camera" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_pyav_without_the_cameras_of_a_system_is_a_sentence() -> None:
+    with pytest.raises(VideoError, match=r"The camera 'c' cannot be used: .* cannot read 'abacus'"):
+        Camera("c", container="abacus")
+
+
 def test_a_camera_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match=r"The camera .*video9' does not exist"):
         Camera(str(tmp_path / "video9"), container="v4l2" if "video4linux2,v4l2" in av.formats_available else "mpegts")
@@ -326,6 +460,21 @@ def test_written_frames_come_back_at_their_times(tmp_path: Path) -> None:
     assert frames[0].image.size == (64, 48)
     assert [frame.time for frame in frames] == pytest.approx(times, abs=1e-4)
     assert [np.asarray(frame.image).mean() for frame in frames] == pytest.approx([50 * i for i in range(5)], abs=4)
+
+
+def test_frames_of_another_size_are_fitted_into_the_first_ones(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "a.mp4") as writer:
+        for i, size in enumerate([(64, 48), (48, 64), (128, 96), (65, 49)]):
+            writer.write(blank(255, size), i / 25)
+    frames, _ = read_all(tmp_path / "a.mp4")
+    assert [frame.image.size for frame in frames] == [(64, 48)] * 4
+    # 48 × 64 becomes 36 × 48, which leaves 14 columns on each side.
+    shades = np.asarray(frames[1].image)[24].mean(1)
+    assert shades[:11].max() < 60
+    assert shades[17:47].min() > 200
+    assert shades[53:].max() < 60
+    for i in (0, 2, 3):
+        assert np.asarray(frames[i].image).min() > 200
 
 
 def test_nothing_half_written_is_left(tmp_path: Path) -> None:
@@ -420,6 +569,27 @@ def test_a_newcomer_is_found_by_the_next_whole_look(face: Image.Image, detector:
     seen = numbers(FaceTracker(detector, whole_every=0.2), images)
     assert set(seen[5]) == {1}
     assert set(seen[-1]) == {1, 2}
+
+
+def test_a_detectors_options_hold_between_whole_looks_too(
+    face: Image.Image, detector: FaceDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = []
+    look = FaceDetector._look
+
+    def counted(self: FaceDetector, images: list[Image.Image], *options: Any) -> Any:
+        together.append(len(images))
+        return look(self, images, *options)
+
+    def looked_again(*_: Any) -> None:
+        raise AssertionError("no second look was wanted")
+
+    monkeypatch.setattr(FaceDetector, "_look", counted)
+    monkeypatch.setattr(FaceDetector, "_looked_again", looked_again)
+    own = FaceDetector(detector.model, max_side=320, second_look=False, batch_size=1)
+    seen = numbers(FaceTracker(own, whole_every=10), [scene((face, 20, 80), (face, 220, 80))] * 4)
+    assert set(seen[-1]) == {1, 2}
+    assert together == [1, *[1, 1] * 3]  # the whole, then around both
 
 
 # --- smoothing

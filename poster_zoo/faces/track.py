@@ -16,6 +16,7 @@ two that passed.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
 from typing import Any, NamedTuple
@@ -83,7 +84,8 @@ class FaceTracker:
         self._whole = FaceDetector() if detector is None else detector
         self._near = self.detector = self._whole
         if isinstance(self._whole, FaceDetector):
-            self._near = FaceDetector(self._whole.model, threshold=self._whole.threshold, max_side=_NEAR_SIDE)
+            self._near = copy.copy(self._whole)  # the same model and options
+            self._near.max_side = _NEAR_SIDE
         self.whole_every = whole_every
         self._tracker = trackers.OCSORTTracker(
             lost_track_buffer=round(keep * _NOMINAL),

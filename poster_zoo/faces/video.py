@@ -3,9 +3,13 @@
 What is decided here:
 
 - A frame's time is the one that the file or camera gives it, counted from the first frame, so that variable frame rates
-  come out right. Where a frame has none, or one that does not come after its predecessor's, it is a usual step later.
+  come out right. A frame that has none is a usual step later than its predecessor, and one whose time does not come
+  after its predecessor's stands just behind it. Times that jump back, as where recordings were joined, go on.
 - Stored rotation is applied, and pixels that are not square are made so along the rows.
 - A damaged packet is passed over. A file that breaks off gives all that can be read; `trouble` then says what is amiss.
+  How long the file says that it is is compared with the end of what was read: of the pictures where it tells that of
+  them, or else of everything in it, as sound may go on for longer.
+- Frames of another size than the first are written in the first one's.
 - Only containers of video are opened, no playlists, and a file cannot name another one: what strangers upload reads
   nothing else. Addresses of the network are refused.
 - A camera gives its newest frame: those that came while the caller was busy are left out.
@@ -19,21 +23,23 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from poster_zoo.errors import MissingExtraError, OptionError, OutputError, VideoError
 from poster_zoo.files import check_place, whole_file
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.packet import Packet
     from av.video.frame import VideoFrame
 
 __all__ = ["CONTAINERS", "Camera", "Frame", "Video", "VideoWriter", "check_video_output"]
@@ -47,7 +53,10 @@ _CAMERAS = {"linux": "v4l2", "darwin": "avfoundation", "win32": "dshow"}
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _CLOCK = 90_000  # ticks a second of the times that are written, as in MPEG streams
 _USUAL_RATE = 25.0  # where nothing tells
-_MUCH_SHORTER = 1.0  # seconds that a file may end before it says, which depends on sound and rounding
+_MUCH_SHORTER = 1.0  # seconds that a file may end before it says, which depends on rounding
+_JUST_BEHIND = 0.001  # seconds: less than any usual step, so that the frames that follow are not late
+_ANEW = (0.1, 1.0)  # seconds that times jump back, at least and at most, where they begin anew
+_NOT_YET = 0.01  # seconds until a camera that had no frame is asked again
 
 
 @dataclass(frozen=True)
@@ -100,22 +109,36 @@ class Video:
         self.trouble: str | None = None
 
     def __iter__(self) -> Iterator[Frame]:
-        damaged: list[bool] = []
+        read = _Read()
         clock = _Clock(self.rate)
-        last = None
-        for index, picture in enumerate(_decoded(self._container, damaged)):
-            last = Frame(index, clock.time(picture), _upright(picture, self._ratio))
-            yield last
-        self._say_trouble(last, len(damaged))
+        seen = False
+        for index, picture in enumerate(_decoded(self._container, read)):
+            seen = True
+            yield Frame(index, clock.time(picture), _upright(picture, self._ratio))
+        self._say_trouble(clock if seen else None, read)
 
-    def _say_trouble(self, last: Frame | None, damaged: int) -> None:
-        step = 1 / (self.rate or _USUAL_RATE)
-        if last is None:
+    def _say_trouble(self, clock: _Clock | None, read: _Read) -> None:
+        if clock is None:
             self.trouble = f"{self.name!r} holds no frame that can be read."
-        elif self.duration and last.time + step < self.duration - max(_MUCH_SHORTER, 2 * step):
-            self.trouble = f"{self.name!r} breaks off after {last.time + step:.1f} of {self.duration:.1f} seconds."
-        elif damaged:
-            self.trouble = f"{self.name!r} is damaged: {damaged} of its packets could not be read."
+            return
+        end = self._end(clock, read)
+        if self.duration and end < self.duration - max(_MUCH_SHORTER, 2 * clock.step):
+            self.trouble = f"{self.name!r} breaks off after {end:.1f} of {self.duration:.1f} seconds."
+        elif read.damaged:
+            self.trouble = f"{self.name!r} is damaged: {read.damaged} of its packets could not be read."
+
+    def _end(self, clock: _Clock, read: _Read) -> float:
+        """Return the second at which what was read ends, counted as `duration` is."""
+        container, stream = self._container, self._container.streams.video[0]
+        until = read.until.get(stream.index)
+        # The last picture may stand for long.
+        stands = 0.0 if until is None or clock.told is None else until - clock.told
+        pictures = clock.last + max(clock.step, stands)
+        if stream.duration or not read.until:
+            return pictures
+        # Matroska counts its duration from zero, the others from where they begin.
+        begin = 0 if "matroska" in container.format.name else (container.start_time or 0) / 1_000_000
+        return max(pictures, max(read.until.values()) - begin)
 
     def close(self) -> None:
         """Close the file."""
@@ -169,10 +192,14 @@ class Camera:
         self._thread = threading.Thread(target=self._read, name="poster_zoo_camera", daemon=True)
         self._thread.start()
 
+    def _not_yet(self) -> bool:
+        """Wait a little for the next frame; return whether it is still wanted."""
+        time.sleep(_NOT_YET)
+        return not self._closing
+
     def _read(self) -> None:
-        damaged: list[bool] = []
         try:
-            for picture in _decoded(self._container, damaged):
+            for picture in _decoded(self._container, _Read(), self._not_yet):
                 with self._news:
                     if self._closing:
                         break
@@ -220,7 +247,8 @@ class VideoWriter:
 
     The file is written beside its place and renamed at the end of the `with` block; where that ends in an exception, or
     without any frame, there is none. An odd width or height loses its last column or row, as the encoders want even
-    ones. Sound is not written.
+    ones. A frame of another size than the first is scaled into the first one's, with black beside it or above where its
+    shape is another. Sound is not written.
 
     Args:
         out: The file: .mp4, .mkv or .mov.
@@ -243,19 +271,19 @@ class VideoWriter:
         return self
 
     def write(self, image: Image.Image, time: float) -> None:
-        """Add a picture that is shown from `time` on, in seconds; all are as large as the first.
+        """Add a picture that is shown from `time` on, in seconds.
 
         Raises:
-            OptionError: It is of another size.
             MissingExtraError: PyAV is not installed.
         """
         av = _av()
         even = (image.width // 2 * 2, image.height // 2 * 2)
         if self._container is None:
             self._open(*even)
-        if even != (self._stream.width, self._stream.height):
-            raise OptionError(f"A frame is {image.width} × {image.height}; all frames of a video are of one size.")
-        pixels = np.asarray(image.crop((0, 0, *even)) if image.size != even else image)
+        size = (self._stream.width, self._stream.height)
+        if even != size:
+            image = ImageOps.pad(image, size)
+        pixels = np.asarray(image.crop((0, 0, *size)) if image.size != size else image)
         picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
         self._last = max(round(time * _CLOCK), self._last + 1)
         picture.pts, picture.time_base = self._last, Fraction(1, _CLOCK)
@@ -305,24 +333,33 @@ def check_video_output(out: str | os.PathLike[str]) -> Path:
 
 
 class _Clock:
-    """Turns what frames say of their time into seconds since the first that never go back."""
+    """Turns what frames say of their time into seconds since the first that never go back.
+
+    Attributes:
+        step: From one frame to the next, usually.
+        told: What the last frame that said something said; None before.
+        last: The last frame's time, in seconds since the first.
+    """
 
     def __init__(self, rate: float | None) -> None:
         self.step = 1 / (rate or _USUAL_RATE)
-        self.first: float | None = None
+        self.told: float | None = None
         self.last = -self.step
+        self._first = 0.0  # what the first frame says, or would say
+        self._anew = min(max(3 * self.step, _ANEW[0]), _ANEW[1])
 
     def time(self, picture: VideoFrame) -> float:
         told: float | None = picture.time  # typed as a number, and None all the same where there is none
-        if told is not None and self.first is None:
-            self.first = told - max(self.last + self.step, 0)
-        time = self.last + self.step if told is None or self.first is None else told - self.first
-        if time <= self.last:
-            # The times began anew, as where recordings were joined: they go on from here.
-            time = self.last + self.step
-            self.first = None if told is None else told - time
-        self.last = time
-        return time
+        usual = max(self.last + self.step, 0.0)
+        if told is None:
+            self.last = usual
+            return usual
+        if self.told is None or told < self.told - self._anew:
+            self._first = told - usual
+        self.told = told
+        time = told - self._first
+        self.last = time if time > self.last else self.last + _JUST_BEHIND
+        return self.last
 
 
 def _av() -> Any:
@@ -350,6 +387,12 @@ def _opened(name: str, container: str | None = None, options: dict[str, str] | N
             f"{what} is damaged or no video in a format that is read here ({', '.join(CONTAINERS)}); "
             f"convert it to MP4, or fetch it again."
         ) from error
+    except ValueError as error:
+        if container is None:
+            raise
+        raise VideoError(
+            f"{what} cannot be used: the ffmpeg of this PyAV cannot read {container!r}; install a PyAV that can."
+        ) from error
     if not opened.streams.video:
         opened.close()
         raise VideoError(f"{what} holds no pictures; give a video, not a recording of sound.")
@@ -364,24 +407,58 @@ def _duration(container: InputContainer) -> float | None:
     return container.duration / 1_000_000 if container.duration else None
 
 
-def _decoded(container: InputContainer, damaged: list[bool]) -> Iterator[VideoFrame]:
-    """Yield the pictures, passing over damaged packets, of which `damaged` gets one item each."""
+@dataclass
+class _Read:
+    """What is noticed while a file is read.
+
+    Attributes:
+        damaged: Packets that could not be read.
+        until: The second at which what was read of each stream ends, by the stream's place, in the file's own time.
+    """
+
+    damaged: int = 0
+    until: dict[int, float] = field(default_factory=dict)
+
+    def note(self, packet: Packet) -> None:
+        begin = packet.dts if packet.pts is None else packet.pts
+        if begin is not None and packet.time_base:
+            place = packet.stream.index
+            end = float((begin + (packet.duration or 0)) * packet.time_base)
+            self.until[place] = max(end, self.until.get(place, end))
+
+
+def _decoded(container: InputContainer, read: _Read, not_yet: Callable[[], bool] | None = None) -> Iterator[VideoFrame]:
+    """Yield the pictures, passing over damaged packets.
+
+    Args:
+        container: What to read.
+        read: Is told what is noticed.
+        not_yet: Waits where a camera has no frame yet, and says whether to ask again.
+    """
     av = _av()
-    packets = container.demux(container.streams.video[0])
+    pictures = container.streams.video[0].index
+    packets = container.demux()
     while True:
         try:
             packet = next(packets, None)
-        except av.FFmpegError:  # what comes after is out of reach
-            damaged.append(True)
+        except av.FFmpegError as error:
+            # AVFoundation does not wait for a frame.
+            if isinstance(error, BlockingIOError) and not_yet is not None and not_yet():
+                packets = container.demux()  # an iterator that raised is spent
+                continue
+            read.damaged += 1  # what comes after is out of reach
             return
         if packet is None:
             return
-        try:
-            pictures = packet.decode()
-        except av.FFmpegError:
-            damaged.append(True)
+        read.note(packet)
+        if packet.stream.index != pictures:
             continue
-        yield from pictures
+        try:
+            decoded = packet.decode()
+        except av.FFmpegError:
+            read.damaged += 1
+            continue
+        yield from decoded
 
 
 def _upright(picture: VideoFrame, ratio: Fraction | None) -> Image.Image:
