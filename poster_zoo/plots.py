@@ -616,7 +616,13 @@ def _draw_curves(axes: Axes, rows: Sequence[Mapping[str, Any]], keys: Sequence[s
 
 
 def timeline(
-    faces: Mapping[int, ArrayLike], labels: Sequence[str], width: float, *, out: str | Path, title: str | None = None
+    faces: Mapping[int, ArrayLike],
+    labels: Sequence[str],
+    width: float,
+    *,
+    out: str | Path,
+    total: int | None = None,
+    title: str | None = None,
 ) -> None:
     """Draw each face's expressions over time: a row for each class, the brighter the likelier.
 
@@ -626,6 +632,7 @@ def timeline(
         labels: The classes.
         width: Seconds of an interval.
         out: The file to write.
+        total: Number of faces there are, where only those that are seen longest are given; the picture says so.
         title: What stands above.
 
     Raises:
@@ -638,7 +645,8 @@ def timeline(
     shown = sorted(longest)
     height = 0.22 * len(labels) + 0.35
     figure = _new_figure(9, max(1, len(shown)) * height + 1, layout="constrained")
-    left_out = f": the {len(shown)} of {len(rows)} faces that are seen longest" if len(shown) < len(rows) else ""
+    total = total or len(rows)
+    left_out = f": the {len(shown)} of {total} faces that are seen longest" if len(shown) < total else ""
     figure.suptitle(f"{_shorten(title or 'Expressions over time', 60)}{left_out}", fontsize=10, parse_math=False)
     if not shown:
         figure.text(0.5, 0.4, "no face was seen", ha="center", color=_GREY)

@@ -50,6 +50,8 @@ Row: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 
 _FIRST_CAMERA = {"linux": "/dev/video0", "darwin": "0"}
 _POINTS = 1000  # of a timeline, at most
+_LINES = 200  # faces of which a timeline keeps each one's own; it has twice as many before it puts others together
+_NEW = 2.0  # seconds for which a face is not put together with others
 _TOGETHER = 8  # frames of a file that are answered together
 
 
@@ -292,27 +294,39 @@ class FaceLine:
     labels: dict[str, int] = field(default_factory=dict)
     sums: dict[int, tuple[Row, int]] = field(default_factory=dict)
 
+    def shares(self) -> str:
+        """Return each class's share of the frames in words, the largest first."""
+        ranked = sorted(self.labels.items(), key=lambda item: -item[1])
+        return ", ".join(f"{label} {count / self.frames:.0%}" for label, count in ranked)
+
 
 class Timeline:
     """Every face's expressions over time, in memory that does not grow with the length.
 
     Time is cut into intervals, of which the probabilities' means are kept; when there are more than a thousand,
-    neighbours become one.
+    neighbours become one. When there are more than 400 faces, the 200 that are seen in the most frames stay, and
+    those of the last two seconds; the others become one line, and a face of theirs that comes back is added to it.
 
     Args:
         labels: The model's classes.
 
     Attributes:
         faces: What is kept of each face, by its number.
+        others: What is kept of the others together, without intervals; `frames` counts each of them. None where
+            there are none.
+        total: How many faces were seen.
         width: Seconds of an interval.
     """
 
     def __init__(self, labels: Sequence[str]) -> None:
         self.labels = tuple(labels)
         self.faces: dict[int, FaceLine] = {}
+        self.others: FaceLine | None = None
+        self.total = 0
         self.width = 1 / 64
         self._before: FrameAnswer | None = None
         self._last = 0
+        self._highest_other = -1  # numbers grow: a lower one that is not kept was seen before
 
     def add(self, answer: FrameAnswer) -> None:
         """Add one frame, which stands until the next, for a second at most."""
@@ -326,21 +340,47 @@ class Timeline:
             stands = range(int(self._before.time / self.width) + 1, place)
             self._count(self._before, stands[: math.ceil(1 / self.width)])
         for face in answer.faces:
-            line = self.faces.setdefault(face.number, FaceLine(answer.time, answer.time))
+            line = self._line(face.number, answer.time)
             line.last = answer.time
             line.frames += 1
             line.labels[face.label] = line.labels.get(face.label, 0) + 1
         self._count(answer, [place])
         self._before = answer
         self._last = place
+        if len(self.faces) > 2 * _LINES:
+            self._put_together(answer.time)
+
+    def _line(self, number: int, time: float) -> FaceLine:
+        if number not in self.faces:
+            if self.others is not None and number <= self._highest_other:
+                return self.others
+            self.faces[number] = FaceLine(time, time)
+            self.total += 1
+        return self.faces[number]
+
+    def _put_together(self, time: float) -> None:
+        """Make one line of the faces that were seen least, and not just now."""
+        short = [number for number in self._ranked()[_LINES:] if time - self.faces[number].last > _NEW]
+        for number in short:
+            line = self.faces.pop(number)
+            others = self.others = self.others or FaceLine(line.first, line.last)
+            others.first, others.last = min(others.first, line.first), max(others.last, line.last)
+            others.frames += line.frames
+            for label, count in line.labels.items():
+                others.labels[label] = others.labels.get(label, 0) + count
+            self._highest_other = max(self._highest_other, number)
+
+    def _ranked(self) -> list[int]:
+        return sorted(self.faces, key=lambda number: (-self.faces[number].frames, number))
 
     def _count(self, answer: FrameAnswer, places: Iterable[int]) -> None:
         for face in answer.faces:
+            if (line := self.faces.get(face.number)) is None:
+                continue
             row = np.array([face.probabilities[label] for label in self.labels])
-            sums = self.faces[face.number].sums
             for place in places:
-                total, count = sums.get(place, (0.0, 0))
-                sums[place] = (total + row, count + 1)
+                total, count = line.sums.get(place, (0.0, 0))
+                line.sums[place] = (total + row, count + 1)
 
     def means(self, number: int) -> Row:
         """Return a face's mean probabilities: (intervals, classes), NaN where it is not seen."""
@@ -348,6 +388,17 @@ class Timeline:
         for place, (total, count) in self.faces[number].sums.items():
             rows[place] = total / count
         return rows
+
+    def longest(self, most: int) -> list[int]:
+        """Return the numbers of the faces that are seen in the most frames, in their order."""
+        return sorted(self._ranked()[:most])
+
+    def lines(self) -> list[tuple[str, FaceLine]]:
+        """Return names and lines of a table: each face by its number, and in the end the others together."""
+        lines = [(str(number), line) for number, line in sorted(self.faces.items())]
+        if self.others is not None:
+            lines.append((f"{self.total - len(self.faces)} others", self.others))
+        return lines
 
 
 def _halved(sums: dict[int, tuple[Row, int]]) -> dict[int, tuple[Row, int]]:

@@ -723,6 +723,63 @@ def test_a_frame_stands_until_the_next_in_a_timeline() -> None:
     assert timeline.means(1)[:, 0] == pytest.approx(0.25)  # without gaps
 
 
+def test_a_timeline_of_many_short_appearances_keeps_the_longest_ones() -> None:
+    def appear(numbers: range) -> None:
+        # Face 1 is there all the time, each of the others in two frames.
+        for number in numbers:
+            for i in range(2):
+                timeline.add(answer(number / 10 + i / 20, f1=0.75, **{f"f{number}": 0.25}))
+
+    timeline = Timeline(["a", "b"])
+    appear(range(2, 2000))
+    tracemalloc.start()
+    appear(range(2000, 3000))
+    before, _ = tracemalloc.get_traced_memory()
+    appear(range(3000, 6000))
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # Three thousand lines would be some megabytes.
+    assert after - before < 500_000
+
+    assert timeline.total == 5999
+    assert 200 <= len(timeline.faces) <= 400
+    assert timeline.faces[1].frames == 2 * 5998
+    assert timeline.longest(1) == [1]
+    assert timeline.means(1)[:, 0] == pytest.approx(0.75)
+    names, lines = zip(*timeline.lines(), strict=True)
+    assert names[-1] == f"{5999 - len(timeline.faces)} others"
+    assert sum(line.frames for line in lines) == 2 * 2 * 5998
+    assert timeline.others is not None
+    assert timeline.others.labels == {"b": timeline.others.frames}
+    assert 1 < timeline.others.first < 40
+
+    # One of the others comes back: it is no newcomer.
+    known = timeline.others.frames
+    timeline.add(answer(601, f3000=0.25))
+    assert timeline.total == 5999
+    assert timeline.others.frames == known + 1
+    assert timeline.others.last == 601
+
+
+def test_the_picture_of_many_faces_is_of_the_longest_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plots = pytest.importorskip("poster_zoo.plots")
+    pytest.importorskip("matplotlib", reason="matplotlib is of the extra `plot`")
+    from poster_zoo.cli.video import _draw
+
+    timeline = Timeline(["a", "b"])
+    for i in range(30):
+        timeline.add(answer(i / 5, **{f"f{number}": 0.5 for number in range(1, 31) if number > i}))
+    asked = []
+    means = Timeline.means
+    monkeypatch.setattr(Timeline, "means", lambda self, number: asked.append(number) or means(self, number))
+    _draw(timeline, tmp_path / "plot.svg", "crowd.mp4")
+    longest = list(range(30 - plots.TIMELINE_LIMIT + 1, 31))
+    assert asked == longest  # and no matrix is made of the others
+    written = re.findall(r"<!-- (.*?) -->", (tmp_path / "plot.svg").read_text(encoding="utf-8"))
+    assert "crowd.mp4: the 12 of 30 faces that are seen longest" in written
+    assert [line for line in written if line.startswith("face ")] == [f"face {number}" for number in longest]
+
+
 # --- the command
 
 
@@ -753,6 +810,64 @@ def test_the_command_prints_json_and_stops_in_time(film: Path) -> None:
     assert len(lines[-1]["faces"][0]["face"]["points"]) == 5
 
 
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="this system has no pseudo-terminals")
+def test_on_a_terminal_a_bar_counts_the_frames(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+    import termios
+
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))  # its size; it has none at first
+    heard: list[bytes] = []
+
+    def listen() -> None:
+        with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+            while part := os.read(ours, 1024):
+                heard.append(part)
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    with open(theirs, "w", encoding="utf-8") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        main(["video", str(film), "--seconds", "0.3", "--json"], standalone_mode=False)
+    thread.join()
+    os.close(ours)
+    written = b"".join(heard).decode()
+    assert re.search(r"100%\|.*\| 8/8 \[.*frames", written)
+    assert "8 frames, 1 faces" in written
+    # Into a file there goes none.
+    assert "%|" not in run("video", str(film), "--seconds", "0.1").stderr
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+@pytest.mark.parametrize("option", ["--seconds", "--smoothing", "--keep"])
+def test_what_is_no_number_of_seconds_is_refused(option: str, number: str, film: Path) -> None:
+    result = run("video", str(film), option, number)
+    assert result.exit_code == 2
+    assert f"{number} is no number of seconds" in result.stderr
+
+
+def test_only_what_was_written_is_said_to_be(film: Path, tmp_path: Path) -> None:
+    out, table = tmp_path / "out.mp4", tmp_path / "rows.csv"
+    out.write_bytes(b"an older one")
+    result = run("video", str(film), "--seconds", "0", "--out", str(out), "--csv", str(table))
+    assert result.exit_code == 0
+    assert f"Wrote {out}" not in result.stderr
+    assert f"{out} was not written, as there was no frame" in result.stderr
+    assert f"Wrote {table}" in result.stderr
+    assert out.read_bytes() == b"an older one"
+
+
+def test_a_film_whose_frames_change_in_size_is_answered_to_its_end(tmp_path: Path) -> None:
+    encode(tmp_path / "a", [blank(90)] * 5, [40 * i for i in range(5)], format="mpegts")
+    encode(tmp_path / "b", [blank(90, (96, 48))] * 5, [40 * i for i in range(5)], format="mpegts")
+    joined, out = tmp_path / "joined.ts", tmp_path / "out.mp4"
+    joined.write_bytes((tmp_path / "a").read_bytes() + (tmp_path / "b").read_bytes())
+    result = run("video", str(joined), "--out", str(out), "--csv", str(tmp_path / "rows.csv"))
+    assert result.exit_code == 0, result.stderr
+    assert len(read_all(out)[0]) == 10
+    assert (tmp_path / "rows.csv").is_file()
+
+
 def test_a_file_that_breaks_off_is_answered_as_far_as_it_goes(film: Path, tmp_path: Path) -> None:
     frames, _ = read_all(film)
     whole = tmp_path / "whole.mkv"
@@ -775,6 +890,8 @@ def test_a_file_that_breaks_off_is_answered_as_far_as_it_goes(film: Path, tmp_pa
         (["--out", "a.gif"], "end its name in .mp4"),
         (["--csv", "none/a.csv"], "no folder to go to"),
         (["--plot", "a.txt"], "end its name in .png"),
+        (["--out", "a.mp4", "--csv", "./a.mp4"], "is the file of --out and of --csv"),
+        (["--csv", "a.png", "--plot", "a.png"], "is the file of --csv and of --plot"),
     ],
 )
 def test_what_cannot_be_written_is_said_before_any_work(

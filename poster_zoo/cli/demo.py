@@ -7,7 +7,7 @@ import threading
 
 import click
 
-from poster_zoo.cli.options import device_option, examples
+from poster_zoo.cli.options import Seconds, device_option, examples
 from poster_zoo.cli.output import note
 
 
@@ -37,7 +37,7 @@ from poster_zoo.cli.output import note
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(min=0, min_open=True),
     default=60,
     show_default=True,
     metavar="S",

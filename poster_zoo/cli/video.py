@@ -17,6 +17,7 @@ from poster_zoo.cli.errors import WrongUse
 from poster_zoo.cli.inputs import check_picture
 from poster_zoo.cli.models import load_model, load_predictor
 from poster_zoo.cli.options import (
+    Seconds,
     checkpoint_option,
     device_option,
     examples,
@@ -29,7 +30,7 @@ from poster_zoo.cli.output import note, print_json, print_table
 if TYPE_CHECKING:
     from poster_zoo.video import FrameAnswer, Timeline
 
-_SECONDS = click.FloatRange(min=0)
+_SECONDS = Seconds(min=0)
 
 
 @click.command(
@@ -102,14 +103,11 @@ def command(
     from poster_zoo.video import Camera, Timeline, VideoPredictor, check_video_output, open_video
 
     picture = check_picture(plot, [source])
-    written = [Path(path) for path in (out, table) if path is not None]
     if out is not None:
         check_video_output(out)
     if table is not None:
         check_place("table", Path(table))
-    for path in written:
-        if os.path.realpath(path) == os.path.realpath(source):
-            raise WrongUse(f"{str(path)!r} would overwrite the video that is read; give it another name.")
+    _check_apart(source, {"--out": out, "--csv": table, "--plot": plot})
 
     with open_video(source) as video:
         predictor = load_predictor(load_model(ctx, model, checkpoint), device, 32, None, progress=False)
@@ -134,18 +132,33 @@ def command(
         skipped = video.skipped if isinstance(video, Camera) else 0
 
     left_out = f", {skipped} that came in between were left out" if skipped else ""
-    note(f"{frames} frames, {len(timeline.faces)} faces, {rate:.1f} frames a second{left_out}.")
+    note(f"{frames} frames, {timeline.total} faces, {rate:.1f} frames a second{left_out}.")
     if not as_json:
         _print_faces(timeline)
-    for path in written:
-        if path.exists():
-            note(f"Wrote {path}")
+    if out is not None:
+        note(f"Wrote {out}" if frames else f"{out} was not written, as there was no frame.")
+    if table is not None:
+        note(f"Wrote {table}")
     if picture is not None:
         _draw(timeline, picture, source)
         note(f"Wrote {picture}")
     if trouble is not None:
         note(trouble)
         ctx.exit(1)
+
+
+def _check_apart(source: str, written: dict[str, str | None]) -> None:
+    """Refuse files to write, by their options, of which one is the video or another's."""
+    options: dict[str, str] = {}
+    for option, path in written.items():
+        if path is None:
+            continue
+        place = os.path.normcase(os.path.realpath(path))
+        if place == os.path.normcase(os.path.realpath(source)):
+            raise WrongUse(f"{path!r} would overwrite the video that is read; give it another name.")
+        if place in options:
+            raise WrongUse(f"{path!r} is the file of {options[place]} and of {option}; give one of them another name.")
+        options[place] = option
 
 
 @contextlib.contextmanager
@@ -176,7 +189,7 @@ def _with_progress(answers: Iterable[FrameAnswer], video: Any, seconds: float | 
 
     total = video.frames
     if seconds is not None:
-        total = min(total or sys.maxsize, round(seconds * video.rate)) if video.rate else None
+        total = round(min(total or sys.maxsize, seconds * video.rate)) if video.rate else None
     yield from tqdm(answers, total=total, unit=" frames", file=sys.stderr)
 
 
@@ -185,15 +198,14 @@ def _print_faces(timeline: Timeline) -> None:
         note("No face was seen.")
         return
     rows = [("face", "from", "to", "frames", "expressions")]
-    for number, line in sorted(timeline.faces.items()):
-        ranked = sorted(line.labels.items(), key=lambda item: -item[1])
-        shares = ", ".join(f"{label} {count / line.frames:.0%}" for label, count in ranked)
-        rows.append((str(number), f"{line.first:.2f} s", f"{line.last:.2f} s", str(line.frames), shares))
+    for name, line in timeline.lines():
+        rows.append((name, f"{line.first:.2f} s", f"{line.last:.2f} s", str(line.frames), line.shares()))
     print_table(rows, right=[0, 1, 2, 3])
 
 
 def _draw(timeline: Timeline, picture: Path, source: str) -> None:
     from poster_zoo import plots
 
-    faces = {number: timeline.means(number) for number in timeline.faces}
-    plots.timeline(faces, timeline.labels, timeline.width, out=picture, title=os.path.basename(source))
+    faces = {number: timeline.means(number) for number in timeline.longest(plots.TIMELINE_LIMIT)}
+    name = os.path.basename(source)
+    plots.timeline(faces, timeline.labels, timeline.width, out=picture, total=timeline.total, title=name)
