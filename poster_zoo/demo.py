@@ -2,30 +2,31 @@
 
 Needs the extra `demo` (Gradio). The page and what is uploaded to it stay on the machine that serves it: Gradio's
 counting of users is switched off, no public link is made, and the browser is told to load nothing from elsewhere.
-What was uploaded and drawn lies in a folder of its own until it is ten minutes old or the page is closed.
+What was uploaded and drawn lies in a folder of its own until it is ten minutes old or the page is closed, by Ctrl-C or
+as systems end what runs on them (SIGTERM).
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import json
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
-from itertools import takewhile
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, NoReturn, TextIO, cast
 
 import numpy as np
 from PIL import Image
 
 from poster_zoo.data.images import read_image
 from poster_zoo.draw import draw_faces
-from poster_zoo.errors import ImageError, MissingExtraError, OptionError, PosterZooError
+from poster_zoo.errors import ImageError, LabelError, MissingExtraError, OptionError, PosterZooError
 from poster_zoo.models._registry import list_models
 from poster_zoo.predict import Prediction, Predictor
 
@@ -45,7 +46,10 @@ _NOTE = (
     "page, are sent nowhere else, and are deleted after ten minutes."
 )
 _BUTTONS = ["download", "fullscreen"]  # and none to share, which sends the picture to a website
-_VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv")
+_VIDEOS = (
+    *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".wmv", ".asf", ".flv", ".ogv", ".ogg"),
+    *(".mpg", ".mpeg", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".mjpeg", ".mjpg", ".h264", ".264"),
+)
 _HEADER = ["face", "label", "score", "detection", "left", "upper", "right", "lower"]
 _VIDEO_HEADER = ["face", "from (s)", "to (s)", "frames", "expressions"]
 
@@ -60,17 +64,23 @@ def build_page(models: Sequence[str] | None = None, *, seconds: float = 60, devi
 
     Raises:
         MissingExtraError: Gradio is not installed.
-        OptionError: There is no model.
+        OptionError: There is no model, one knows no expressions, or the device cannot be used.
+        UnknownModelError: There is no model of such a name.
+        WeightsNotFoundError: A model has no weights on this machine, nor on the Hub.
     """
     gr = _gradio()
     names = list(models or _models_at_hand())
     if not names:
         raise OptionError("No model has its weights on this machine; name one.")
-    predictor = lru_cache(maxsize=2)(lambda name: Predictor(name, device=device, faces="auto", progress=False))
+    predictor = lru_cache(maxsize=2)(lambda name: _predictor(name, device))
+    # What is wrong with one of them is said now, and not to whoever chooses it; the first is built last, and stays.
+    for name in reversed(names):
+        predictor(name)
 
     def answer(file: str | None, name: str) -> Any:
         with _WORKING:
-            return _answer(gr, file, predictor(name), seconds)
+            # The newest file is also remembered, for another model to answer.
+            return *_answer(gr, file, lambda: predictor(name), seconds), file
 
     with gr.Blocks(title="poster-zoo", analytics_enabled=False, delete_cache=(60, _KEPT)) as page:
         gr.Markdown("# The expression on each face\n" + _NOTE)
@@ -89,15 +99,15 @@ def build_page(models: Sequence[str] | None = None, *, seconds: float = 60, devi
                 film = gr.Video(label="Faces", interactive=False, visible=False, buttons=["download"], elem_id="film")
                 table = gr.Dataframe(headers=_HEADER, label="All faces", interactive=False, elem_id="table")
                 download = gr.DownloadButton("Download the answers as JSON", visible=False, elem_id="json")
-        outputs = [status, bars, picture, film, table, download]
-        file.change(answer, [file, model], outputs, api_name=False)
-        camera.change(answer, [camera, model], outputs, api_name=False)
-        model.change(lambda f, c, m: answer(f or c, m), [file, camera, model], outputs, api_name=False)
+        newest = gr.State(None)
+        outputs = [status, bars, picture, film, table, download, newest]
+        for source, event in ((file, file.change), (camera, camera.change), (newest, model.change)):
+            event(answer, [source, model], outputs, api_name=False)
     page.queue(max_size=16, default_concurrency_limit=1)
     return page
 
 
-@contextmanager
+@contextlib.contextmanager
 def serve(
     page: Any, *, host: str = "127.0.0.1", port: int | None = None, max_upload: int = 50, quiet: bool = True
 ) -> Iterator[str]:
@@ -116,7 +126,7 @@ def serve(
     gr = _gradio()
     middleware = importlib.import_module("starlette.middleware").Middleware
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none that are fetched
-    with tempfile.TemporaryDirectory(prefix="poster_zoo_demo_") as folder:
+    with _ended_in_order(), tempfile.TemporaryDirectory(prefix="poster_zoo_demo_") as folder:
         before = os.environ.get("GRADIO_TEMP_DIR")
         os.environ["GRADIO_TEMP_DIR"] = folder
         page.GRADIO_CACHE = folder
@@ -156,6 +166,25 @@ def serve(
                 os.environ["GRADIO_TEMP_DIR"] = before
 
 
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Let SIGTERM, which ends a process on the spot, unwind it first, so that folders are removed."""
+    ours = threading.current_thread() is threading.main_thread()  # no other may set a handler
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _end(number: int, _: object) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not break off the removal
+    raise SystemExit(128 + number)  # as shells count
+
+
 class _OnlyFromHere:
     """ASGI middleware that tells browsers to load nothing from elsewhere."""
 
@@ -192,11 +221,21 @@ def _models_at_hand() -> list[str]:
     return [name for name in list_models(pretrained=True) if (entry := ENTRIES.get(name)) and entry.label_names]
 
 
-def _answer(gr: Any, file: str | None, predictor: Predictor, seconds: float) -> tuple[Any, ...]:
+def _predictor(name: str, device: str | None) -> Predictor:
+    predictor: Predictor | None = None
+    with contextlib.suppress(LabelError):
+        predictor = Predictor(name, device=device, faces="auto", progress=False)
+    if predictor is None or not predictor.labels:
+        raise OptionError(f"The model {name!r} names no expressions; `poster-zoo list` shows which have classes.")
+    return predictor
+
+
+def _answer(gr: Any, file: str | None, predictor_of_choice: Callable[[], Predictor], seconds: float) -> tuple[Any, ...]:
     """Return what the page shows about a file: status, bars, picture, film, table, JSON."""
     if file is None:
         return _shown(gr, "")
     try:
+        predictor = predictor_of_choice()
         try:
             return _answer_photograph(gr, file, predictor)
         except ImageError:
@@ -204,8 +243,12 @@ def _answer(gr: Any, file: str | None, predictor: Predictor, seconds: float) -> 
                 raise
         return _answer_video(gr, file, predictor, seconds)
     except PosterZooError as error:
-        # The file by the name that the user knows, without the folder that it was put into.
-        return _shown(gr, str(error).replace(repr(file), repr(os.path.basename(file))))
+        return _shown(gr, _by_its_name(str(error), file))
+
+
+def _by_its_name(words: str, file: str) -> str:
+    """Call a file by the name that the user knows, without the folder that it was put into."""
+    return words.replace(repr(file), repr(os.path.basename(file)))
 
 
 def _shown(
@@ -271,33 +314,36 @@ def _answer_video(gr: Any, file: str, predictor: Predictor, seconds: float) -> t
 
     def write(out: TextIO) -> None:
         with Video(file) as video, VideoWriter(film, video.rate) as writer:
-            answers = VideoPredictor(crops, detector=detector)(video)
-            for answer in takewhile(lambda answer: answer.time < seconds and not _CLOSING.is_set(), answers):
+            for answer in VideoPredictor(crops, detector=detector)(video):
+                if answer.time >= seconds:
+                    of = f" of {video.duration:.0f} s" if video.duration and video.duration > seconds else ""
+                    part.append(f" in the first {seconds:g} s{of}")
+                    break
+                if _CLOSING.is_set():
+                    break
                 timeline.add(answer)
                 writer.write(annotate(answer), answer.time)
                 out.write(json.dumps(answer.to_dict()) + "\n")
-            said.append(video.trouble)
+            if video.trouble:
+                trouble.append(_by_its_name(video.trouble, file))
 
-    said: list[str | None] = []
+    part: list[str] = []
+    trouble: list[str] = []
     answers = _written(name, write)
-    status = f"{len(timeline.faces)} face{'s' if len(timeline.faces) != 1 else ''}. {said[0] or ''}".strip()
+    faces = f"{timeline.total} face{'s' if timeline.total != 1 else ''}{''.join(part)}."
+    status = " ".join([faces, *trouble])
     if not os.path.exists(film):
         return _shown(gr, status)
     mean: dict[str, float] | None = None
     if timeline.faces:
-        longest = max(timeline.faces, key=lambda number: timeline.faces[number].frames)
+        (longest,) = timeline.longest(1)
         mean = dict(zip(timeline.labels, np.nanmean(timeline.means(longest), 0).tolist(), strict=True))
         status = f"{status} The mean of face {longest}, which is seen longest, stands below."
     rows = [
-        [number, round(line.first, 2), round(line.last, 2), line.frames, _shares(line.labels)]
-        for number, line in sorted(timeline.faces.items())
+        [number, round(line.first, 2), round(line.last, 2), line.frames, line.shares()]
+        for number, line in timeline.lines()
     ]
     return _shown(gr, status, bars=mean, film=film, table={"headers": _VIDEO_HEADER, "data": rows}, answers=answers)
-
-
-def _shares(labels: dict[str, int]) -> str:
-    ranked = sorted(labels.items(), key=lambda item: -item[1])
-    return ", ".join(f"{label} {count / sum(labels.values()):.0%}" for label, count in ranked)
 
 
 def _folder() -> str:

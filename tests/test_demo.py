@@ -17,13 +17,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 
 import poster_zoo
-from poster_zoo.errors import MissingExtraError
+from poster_zoo import demo
+from poster_zoo.errors import MissingExtraError, OptionError, PosterZooError, UnknownModelError, WeightsNotFoundError
 from poster_zoo.predict import Predictor
 
 WAIT = 60  # seconds, on a busy machine; nothing waits longer than it needs to
@@ -31,19 +33,106 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(poster_zoo.__file__).parents[
 
 
 def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from poster_zoo.demo import build_page
-
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(MissingExtraError, match=r"pip install \"poster-zoo\[demo\]\""):
-        build_page()
+        demo.build_page()
 
 
-def start(*arguments: str) -> tuple[subprocess.Popen[str], str]:
+@pytest.mark.parametrize(
+    ("models", "device", "error", "words"),
+    [
+        (["postr_tiny"], None, UnknownModelError, "'postr_tiny'.*'poster_tiny'"),
+        (["poster_tiny", "postr_tiny"], None, UnknownModelError, "'postr_tiny'"),
+        (["centerface"], None, OptionError, "centerface finds faces"),
+        (["poster_rafdb"], None, WeightsNotFoundError, "poster_rafdb"),
+        (["poster_tiny"], "abacus", OptionError, "'abacus'"),
+    ],
+)
+def test_what_cannot_answer_is_refused_before_the_page_is_served(
+    models: list[str], device: str | None, error: type[PosterZooError], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", SimpleNamespace())  # there is no page before the models are there
+    with pytest.raises(error, match=words):
+        demo.build_page(models, device=device)
+
+
+# What the page shows, asked for without a page: Gradio's part is to name the properties that change.
+PROPERTIES = SimpleNamespace(update=lambda **properties: properties)
+
+
+def status(file: Path, predictor: Callable[[], Predictor], seconds: float = 60) -> str:
+    """Return the sentence that the page shows about a file."""
+    return demo._answer(PROPERTIES, str(file), predictor, seconds)[0]
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return Predictor(faces="auto", progress=False)
+
+
+@pytest.fixture
+def talk(tmp_path: Path) -> Path:
+    """Four seconds of a film without faces."""
+    pytest.importorskip("av", reason="PyAV is of the extra `video`")
+    pytest.importorskip("trackers", reason="trackers is of the extra `video`")
+    from poster_zoo.video import VideoWriter
+
+    path = tmp_path / "talk.mkv"
+    noise = Image.effect_noise((64, 48), 80).convert("RGB")
+    with VideoWriter(path, 5) as writer:
+        for i in range(20):
+            writer.write(noise.rotate(7 * i), i / 5)
+    return path
+
+
+def test_how_much_of_a_video_is_answered_is_said(talk: Path, predictor: Predictor) -> None:
+    assert status(talk, lambda: predictor, seconds=0.35) == "0 faces in the first 0.35 s of 4 s."
+    assert status(talk, lambda: predictor) == "0 faces."
+
+
+def test_a_video_that_breaks_off_is_called_by_its_name_alone(talk: Path, predictor: Predictor) -> None:
+    whole = talk.read_bytes()
+    talk.write_bytes(whole[: len(whole) // 2])
+    said = status(talk, lambda: predictor)
+    assert said.startswith("0 faces. 'talk.mkv' breaks off after")
+    assert str(talk.parent) not in said
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".wmv", ".3gp", ".ogv", ".mts", ".MOV"])
+def test_a_file_named_as_a_video_is_opened_as_one(ending: str, tmp_path: Path, predictor: Predictor) -> None:
+    pytest.importorskip("av", reason="PyAV is of the extra `video`")
+    pytest.importorskip("trackers", reason="trackers is of the extra `video`")
+    file = tmp_path / f"talk{ending}"
+    file.write_bytes(b"no film at all")
+    assert status(file, lambda: predictor).startswith(f"'talk{ending}' is damaged or no video in a format")
+
+
+def test_a_model_that_cannot_be_had_any_more_is_a_sentence(tmp_path: Path) -> None:
+    def gone() -> Predictor:
+        raise WeightsNotFoundError("The weights are gone.")
+
+    assert status(tmp_path / "face.png", gone) == "The weights are gone."
+
+
+def test_another_model_answers_what_came_last(tmp_path: Path) -> None:
+    """Be it of the tab of files or of the camera."""
+    pytest.importorskip("gradio", reason="Gradio is of the extra `demo`")
+    page = demo.build_page()
+    events = {page.blocks[each.targets[0][0]].label: each for each in page.fns.values() if each.targets}
+    assert {"Model", "Camera", "Photograph or video"} <= set(events)
+    newest = events["Model"].inputs[0]
+    for label in ("Camera", "Photograph or video"):
+        file = str(tmp_path / f"{label}.png")
+        answer = dict(zip(events[label].outputs, events[label].fn(file, "poster_tiny"), strict=True))
+        assert answer[newest] == file
+
+
+def start(*arguments: str, **environment: str) -> tuple[subprocess.Popen[str], str]:
     """Start the command; return it and the address that it printed."""
     pytest.importorskip("gradio", reason="Gradio is of the extra `demo`")
     process = subprocess.Popen(
         [sys.executable, "-m", "poster_zoo", "demo", *arguments],
-        env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=ENVIRONMENT | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
     address = process.stdout.readline().strip()
@@ -256,6 +345,18 @@ def test_a_port_that_is_taken_is_a_sentence() -> None:
     assert done.returncode == 2
     assert "cannot be served at" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends processes otherwise")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_nothing_that_was_uploaded_stays_when_the_page_is_ended(number: signal.Signals, tmp_path: Path) -> None:
+    process, _ = start(TMPDIR=str(tmp_path))
+    (folder,) = tmp_path.glob("poster_zoo_demo_*")
+    (folder / "holiday.png").write_bytes(b"a photograph")
+    process.send_signal(number)
+    process.communicate(timeout=WAIT)
+    assert process.returncode == (0 if number == signal.SIGINT else 128 + number)
+    assert not folder.exists()
 
 
 def test_the_space_is_the_same_page(root: Path) -> None:
