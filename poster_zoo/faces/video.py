@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -419,7 +419,7 @@ class _Read:
     damaged: int = 0
     until: dict[int, float] = field(default_factory=dict)
 
-    def note(self, packet: Packet) -> None:
+    def note(self, packet: Packet[Any]) -> None:
         begin = packet.dts if packet.pts is None else packet.pts
         if begin is not None and packet.time_base:
             place = packet.stream.index
@@ -454,7 +454,7 @@ def _decoded(container: InputContainer, read: _Read, not_yet: Callable[[], bool]
         if packet.stream.index != pictures:
             continue
         try:
-            decoded = packet.decode()
+            decoded = cast("list[VideoFrame]", packet.decode())
         except av.FFmpegError:
             read.damaged += 1
             continue
