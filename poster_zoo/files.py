@@ -1,16 +1,21 @@
-"""Files to write: whether they can go where they are to go, and whole or what they were before."""
+"""Files to write: whether they can go where they are to go, whole or what they were before, and by one process."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from poster_zoo.errors import OutputError
+from poster_zoo.errors import OutputError, PosterZooError
 
-__all__ = ["check_place", "whole_file"]
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["check_place", "locked_folder", "whole_file"]
 
 
 def check_place(kind: str, path: Path) -> None:
@@ -42,3 +47,43 @@ def whole_file(out: str | os.PathLike[str]) -> Iterator[Path]:
             os.replace(beside, place)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path, refusal: PosterZooError, patience: float = 0) -> Iterator[None]:
+    """Keep others that lock the folder out of it.
+
+    The lock is the system's, and gone with the process however that ends. A disk without locks keeps nobody out, and
+    neither does Windows, where a folder cannot be locked.
+
+    Args:
+        folder: The folder.
+        refusal: What is raised where another has it.
+        patience: Seconds to wait for that one.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    deadline = time.monotonic() + patience
+    try:
+        while not _lock(handle):
+            if time.monotonic() >= deadline:
+                raise refusal
+            time.sleep(0.1)
+        yield
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)  # processes that were forked meanwhile have the handle too
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Lock what is open; return whether another has not done so before."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a disk without locks
+    return True

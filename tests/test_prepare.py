@@ -262,14 +262,6 @@ def test_a_second_call_at_once_is_refused_and_spoils_nothing(photos: Path) -> No
     assert prepare().before == 5  # all but what cannot be read, and nobody holds the folder any more
 
 
-def test_a_folder_of_other_files_is_refused_without_a_trace(photos: Path) -> None:
-    Path("mine").mkdir()
-    Path("mine/letter.txt").touch()
-    with pytest.raises(OutputError, match="holds other files"):
-        prepare(folder="mine")
-    assert [path.name for path in Path("mine").iterdir()] == ["letter.txt"]
-
-
 def rafdb(*lines: str) -> str:
     """Write photographs as RAF-DB lies on disk, with a list of these lines; return the spec."""
     for line in lines:

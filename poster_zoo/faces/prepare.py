@@ -5,8 +5,7 @@ photograph with more faces than one. What is skipped is written down with the re
 
 Each photograph that is done is a line of `prepare.jsonl` in the folder, written after its crop: killed at any moment,
 the same call goes on with the photographs that are missing, and later with those that were added since. Two calls at
-once would take each other's half-written crops for left ones, so that the second is refused. It is the system that
-holds the lock, for as long as the process lives.
+once would take each other's half-written crops for left ones, so that the second is refused.
 """
 
 from __future__ import annotations
@@ -18,13 +17,12 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, TypeAlias, get_args
 
-from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 
@@ -38,7 +36,7 @@ from poster_zoo.errors import DatasetError, ImageError, OptionError, OutputError
 from poster_zoo.faces.align import align_faces
 from poster_zoo.faces.detect import Detector, FaceDetector, faces_of
 from poster_zoo.faces.found import Face, Faces
-from poster_zoo.files import whole_file
+from poster_zoo.files import locked_folder, whole_file
 
 __all__ = ["Prepared", "Several", "prepare_faces"]
 
@@ -46,7 +44,6 @@ Several: TypeAlias = Literal["front", "largest", "skip"]
 """Which face of several the label is of: the largest if no other has half its area, the largest, or none."""
 
 _JOURNAL, _CROPS, _SKIPPED = "prepare.jsonl", "faces.csv", "skipped.csv"
-_LOCK = ".prepare.lock"
 _FRONT = 0.5  # of the largest face's area; a face larger than that is as near as the largest
 _BATCH = 8  # photographs in memory at once, and as many that are being read
 
@@ -206,12 +203,17 @@ class _Journal:
     def __enter__(self) -> _Journal:
         self.out.mkdir(parents=True, exist_ok=True)
         path = self.out / _JOURNAL
-        if not path.exists() and any(entry.name != _LOCK for entry in self.out.iterdir()):
-            raise OutputError(f"{str(self.out)!r} holds other files; name a folder that is empty or does not exist.")
+        refusal = OutputError(
+            f"Another call of prepare is writing into {str(self.out)!r}; wait for its end, or name another folder."
+        )
         with ExitStack() as held:
-            held.enter_context(_alone(self.out))
+            held.enter_context(locked_folder(self.out, refusal))
             if path.exists():
                 self._load(path)
+            elif any(self.out.iterdir()):
+                raise OutputError(
+                    f"{str(self.out)!r} holds other files; name a folder that is empty or does not exist."
+                )
             # Written anew: the last line of a killed call may be half of one.
             lines: list[Mapping[str, Any]] = [{"settings": self.settings}, *self.rows.values()]
             _write_whole(path, lambda file: file.writelines(json.dumps(line) + "\n" for line in lines))
@@ -271,22 +273,6 @@ class _Journal:
         self.rows[photograph.split, photograph.source] = row
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Keep other calls out of the folder."""
-    lock = FileLock(str(out / _LOCK))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise OutputError(
-            f"Another call of prepare is writing into {str(out)!r}; wait for its end, or name another folder."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _write_whole(path: Path, write: Callable[[IO[str]], Any]) -> None:

@@ -26,8 +26,8 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -42,13 +42,12 @@ from torch import Tensor, nn
 from poster_zoo._version import __version__
 from poster_zoo.errors import OptionError, PosterZooError, TrainingError, WeightsError
 from poster_zoo.evaluate import Evaluation, evaluate
+from poster_zoo.files import locked_folder
 from poster_zoo.models._builder import ENTRIES
 from poster_zoo.train.recipe import Recipe, differences
 from poster_zoo.weights.card import evaluation_section, own_card
 from poster_zoo.weights.save import model_config, save_pretrained
 
-if sys.platform != "win32":
-    import fcntl
 if TYPE_CHECKING:
     from poster_zoo.data.datasets import FaceDataset
 
@@ -171,8 +170,12 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if self._lock is None:
+                refusal = OptionError(
+                    f"Another process is training in the folder {str(self.path)!r}; wait for its end, or choose "
+                    f"another --out."
+                )
                 with ExitStack() as lock:
-                    lock.enter_context(_locked(self.path) if os.name == "posix" else nullcontext())
+                    lock.enter_context(locked_folder(self.path, refusal, _LOCK_PATIENCE))
                     self._lock = lock.pop_all()
             for folder in ("last", "best"):
                 _finish_renaming(self.path / folder)
@@ -486,43 +489,6 @@ def _finish_renaming(folder: Path) -> None:
         os.rename(new if new.exists() else old, folder)
     for left_over in (new, old):
         shutil.rmtree(left_over, ignore_errors=True)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes that lock the folder out of it.
-
-    The lock is the system's, and gone with the process however that ends. A disk without locks keeps nobody out.
-
-    Raises:
-        OptionError: Another process has it.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    deadline = time.monotonic() + _LOCK_PATIENCE
-    try:
-        while not _lock(handle):
-            if time.monotonic() > deadline:
-                raise OptionError(
-                    f"Another process is training in the folder {str(folder)!r}; "
-                    "wait for its end, or choose another --out."
-                )
-            time.sleep(0.1)
-        yield
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_UN)  # processes that were forked meanwhile have the handle too
-    finally:
-        os.close(handle)
-
-
-def _lock(handle: int) -> bool:
-    """Lock what is open; return whether another process has not done so before."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass  # a disk without locks
-    return True
 
 
 def _bring_to_disk(path: Path) -> None:
