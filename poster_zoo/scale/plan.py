@@ -279,8 +279,10 @@ def detector_digest(detector: Detector | None) -> str:
     if isinstance(detector, FaceDetector):
         options = f"{detector.threshold} {detector.max_side} {detector.second_look}"
         return f"{weights_digest(detector.model)} {options}"
-    named = detector if hasattr(detector, "__qualname__") else type(detector)
-    return "none" if detector is None else f"{named.__module__}.{named.__qualname__}"
+    if detector is None:
+        return "none"
+    named = detector if hasattr(detector, "__qualname__") else type(detector)  # an instance has none
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _part_size(images: int, batch_size: int) -> int:
