@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 from click.testing import Result
 from PIL import Image
 from test_cli import ENVIRONMENT, lines, run
-from test_predict import COLOURS, EXPECTED, LABELS, ColourModel, LandmarkModel, png
+from test_predict import COLOURS, EXPECTED, LABELS, ColourModel, LandmarkModel, many, png
 from test_prepare import counted, photograph
 from test_prepare import detector as squares
 from torch import Tensor
@@ -400,6 +401,16 @@ def test_another_way_of_finding_faces_does_not_go_on_in_the_same_folder() -> Non
     ]
     assert len(set(digests)) == 4
     assert detector_digest(FaceDetector(batch_size=3)) == digests[0]
+
+
+def test_what_finds_faces_is_the_same_in_another_process(root: Path) -> None:
+    asked = Predictor(ColourModel(), faces="auto", progress=False)
+    there: Predictor = pickle.loads(pickle.dumps(asked))  # noqa: S301 - our own
+    assert detector_digest(there.detector) == detector_digest(asked.detector)
+    face = root / "examples" / "face.png"
+    [here] = many(asked(face))
+    assert here.face is not None
+    assert [answer.face for answer in many(there(face))] == [here.face]
 
 
 # --- what is asked about
