@@ -157,6 +157,7 @@ def test_a_prediction_becomes_json(predictor: Predictor) -> None:
         "label": "Bluish",
         "score": good.score,
         "probabilities": good.probabilities,
+        "face": None,
     }
     assert bad.to_dict() == {"source": "image 1", "error": bad.error}
     assert str(bad.error).startswith("image 1 is damaged or no image")
