@@ -33,6 +33,7 @@ def commands(centerface: str | None = None, fer: str | None = None) -> dict[str,
         "training": [str(HERE / "training.py"), "--compile", "--bfloat16"],
         "data": [str(HERE / "data.py")],
         "detection": [str(HERE / "detection.py"), *detection, *(["--onnx", centerface] if centerface else [])],
+        "video": [str(HERE / "video.py")],
     }
 
 
