@@ -435,9 +435,7 @@ class FastFusionBlock(nn.Module):
             self.register_buffer("mix_bias", cast("Tensor", block.mix.bias).detach().clone())
         # All that is added to the last product's tokens, mixed as they are.
         mix_weight, mix_bias = self.mixing()
-        added = (
-            mix_weight @ _exact(self.fc2_bias).expand(-1, len(mix_weight) // 2, -1).flatten(0, 1) + mix_bias[:, None]
-        )
+        added = mix_weight @ self.last_biases() + mix_bias[:, None]
         if up is not None:
             added = added + _exact(cast("Tensor", up.bias))[:, None]
         self.register_buffer("bias", added[:, None].to(self.fc2_bias))
@@ -451,6 +449,10 @@ class FastFusionBlock(nn.Module):
             tokens, dtype=torch.float64, device="cpu"
         )
 
+    def last_biases(self) -> Tensor:
+        """Return what the last product adds to each token, (100, D), in float64 on the CPU."""
+        return _exact(self.fc2_bias).expand(-1, PATCHES + 1, -1).flatten(0, 1)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's tokens, (100, B, D) as they came."""
         y = _add_product(*self._activations(x), self.fc2_weight).view(x.shape)
@@ -461,17 +463,18 @@ class FastFusionBlock(nn.Module):
     def sums(self, x: Tensor, shares: Tensor) -> Tensor:
         """Return sums of the block's tokens before they are mixed, (R, B, D), with the shares (R, 100) of each token.
 
+        The last product's bias is not in them: what it comes to is the same for all images, and known beforehand.
+
         What follows the MLP's activation is linear, so the activations are summed before the last product.
         """
         _, batch, dim = x.shape
         if len(shares) == 1 and not self.mixes:  # the class token itself, which asks the landmarks' tokens alone
             own, hidden = self._activations(x, 1, 1)
-            return _add_product(own + self.fc2_bias[:1], hidden, self.fc2_weight[:1])
+            return _add_product(own, hidden, self.fc2_weight[:1])
         own, hidden = self._activations(x)
         by_stream = shares.view(len(shares), 2, -1).transpose(0, 1)  # (2, R, 50)
         summed = torch.bmm(by_stream, hidden.view(2, -1, batch * hidden.shape[2])).view(2, -1, hidden.shape[2])
         of_streams = torch.bmm(summed, self.fc2_weight).view(2, -1, batch, dim)
-        of_streams = of_streams + by_stream.sum(2)[:, :, None, None] * self.fc2_bias[:, None]
         return torch.mm(shares, own.view(-1, batch * dim)).view(-1, batch, dim) + of_streams.sum(0)
 
     def _activations(self, x: Tensor, streams: int = 2, tokens: int | None = None) -> tuple[Tensor, Tensor]:
@@ -572,9 +575,11 @@ class FastPyramid(nn.Module):
         self.up_medium = nn.ModuleList(Upsample(block.up_medium) for block in blocks)
         self.up_small = nn.ModuleList(Upsample(block.up_small) for block in blocks)
         self.norm = pyramid.norm
-        for level, (shares, bias) in zip(("large", "medium", "small"), self._last_sums(blocks[-1]), strict=True):
-            self.register_buffer(f"{level}_shares", shares.to(self.pos_embed))
-            self.register_buffer(f"{level}_bias", bias.to(self.pos_embed)[:, None, None])
+        sums = zip(("large", "medium", "small"), self._levels(), self._last_sums(blocks[-1]), strict=True)
+        for name, level, (shares, bias) in sums:
+            bias = shares @ cast("FastFusionBlock", level[-1]).last_biases() + bias[:, None]
+            self.register_buffer(f"{name}_shares", shares.to(self.pos_embed))
+            self.register_buffer(f"{name}_bias", bias[:, None].to(self.pos_embed))
 
     def _last_sums(self, block: PyramidBlock) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield for each level which sums of its last block's tokens the class token is made of, and their biases.
