@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from poster_zoo.data.images import ImageSource, each_image, is_many, read_image
 from poster_zoo.data.transforms import split_transform
-from poster_zoo.devices import check_device
+from poster_zoo.devices import check_device, meeting_options
 from poster_zoo.errors import ImageError, LabelError, MissingExtraError, OptionError, WeightsError
 from poster_zoo.faces import Detector, Face, FaceDetector, Faces, align_faces
 from poster_zoo.faces.align import similarity
@@ -536,7 +536,7 @@ def join_processes(device: str | torch.device | None = None) -> PartialState | N
     # Not told that there is no GPU, accelerate takes each of several processes on CPUs for the only one.
     on_cpu = str(device).startswith("cpu")
     no_gpu = not torch.accelerator.is_available() or torch.backends.mps.is_available()
-    processes = PartialState(cpu=on_cpu or no_gpu, timeout=_LONGEST_WAIT)
+    processes = PartialState(cpu=on_cpu or no_gpu, **meeting_options(_LONGEST_WAIT))
     if processes.num_processes != size:
         raise OptionError(
             f"{size} processes were started, but accelerate joined {processes.num_processes} of them on "

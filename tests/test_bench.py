@@ -95,11 +95,12 @@ def test_one_command_runs_every_benchmark_with_options_that_it_has(name: str, tm
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems tell only the peak of a process's whole life")
 def test_the_peak_of_memory_can_begin_anew() -> None:
-    held = np.ones(25_000_000)
+    # Far more than what the system may meanwhile take back of the libraries that lie in memory as files.
+    held = np.ones(50_000_000)
     bench.reset_peak_memory()
     low = bench.peak_memory()
-    more = np.ones(25_000_000)
-    assert bench.peak_memory() - low > 0.9 * more.nbytes
+    more = np.ones(50_000_000)
+    assert bench.peak_memory() - low > more.nbytes / 2
     del held, more
     bench.reset_peak_memory()
     assert bench.peak_memory() < low

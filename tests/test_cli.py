@@ -555,6 +555,16 @@ def failing(error: BaseException) -> Callable[..., Any]:
         (MemoryError(), 1, "The memory is full; try a smaller --batch-size"),
         (RuntimeError("CUDA out of memory. Tried to allocate"), 1, "The memory is full"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "The memory is full"),
+        (
+            RuntimeError("[/src/gloo/gloo/pair.cc:5] Read error [127.0.0.1]:7: Connection reset by peer. This is."),
+            1,
+            r"Another process of this work has ended .*\(Read error \[127.0.0.1\]:7: Connection reset by peer\)",
+        ),
+        (
+            torch.distributed.DistBackendError("NCCL error in: x.cpp:3,\nLast error:\nsocket"),
+            1,
+            r"Another process of this work .*\(NCCL error in: x.cpp:3, Last error: socket\)",
+        ),
         (OSError(28, "No space left on device", "out.png"), 1, r"No space left on device: 'out\.png'; make room"),
         (PermissionError(13, "Permission denied", "secret"), 1, "Permission denied: 'secret'"),
         (poster_zoo.PosterZooError("Something that we know of."), 1, r"Something that we know of\."),

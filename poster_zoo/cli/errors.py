@@ -26,6 +26,9 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 _WRONG_USE = (OptionError, OutputError, UnknownArgumentError, UnknownModelError)
 # torch has an exception of its own for this on GPUs alone; on a CPU it is a RuntimeError that says so.
 _NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+# Of other processes torch tells by errors of its own, gloo by a RuntimeError that names a file of its source.
+_LOST_PROCESS = ("DistBackendError", "DistNetworkError", "DistStoreError")
+_LOST_BY_GLOO = re.compile("/gloo/|^Gloo ")
 
 
 class WrongUse(click.ClickException):
@@ -83,6 +86,12 @@ def _explain(error: Exception) -> str:
     """Return what an exception that is none of ours means to the user."""
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
         return "The memory is full; try a smaller --batch-size, a smaller model or another --device."
+    if type(error).__name__ in _LOST_PROCESS or (isinstance(error, RuntimeError) and _LOST_BY_GLOO.search(str(error))):
+        reason = str(error).partition("] ")[2].partition(". ")[0] or str(error)
+        return (
+            f"Another process of this work has ended or cannot be reached; its own message says why "
+            f"({' '.join(reason.split())})."
+        )
     if isinstance(error, OSError) and error.errno is not None:
         place = f": {os.fsdecode(error.filename)!r}" if isinstance(error.filename, (str, bytes, os.PathLike)) else ""
         advice = "; make room and try again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""

@@ -12,7 +12,7 @@ import click
 
 from poster_zoo.cli.options import examples, json_option
 from poster_zoo.cli.output import note, print_json, print_table
-from poster_zoo.errors import ImageError, PosterZooError
+from poster_zoo.errors import ImageError, PosterZooError, WeightsError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -285,6 +285,8 @@ def _said_once(ctx: click.Context, accelerator: Accelerator) -> Iterator[None]:
     try:
         yield
     except (PosterZooError, click.ClickException, KeyboardInterrupt) as error:
-        if accelerator.is_main_process or isinstance(error, ImageError):  # which is one process's alone
+        # An image is one process's alone, and weights may lack on one of several machines.
+        own = isinstance(error, ImageError) or (accelerator.is_local_main_process and isinstance(error, WeightsError))
+        if accelerator.is_main_process or own:
             raise
         ctx.exit(1)

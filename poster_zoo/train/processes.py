@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from poster_zoo.devices import meeting_options
 from poster_zoo.errors import ClusterError, MissingExtraError, OptionError, PosterZooError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def make_accelerator(device: str | None = None) -> Accelerator:
         mixed_precision="no",  # see `Step`
         kwargs_handlers=[
             DistributedDataParallelKwargs(),
-            InitProcessGroupKwargs(timeout=_PATIENCE),
+            InitProcessGroupKwargs(**meeting_options(_PATIENCE)),
         ],
     )
     if accelerator.distributed_type.value in _PARTED:
