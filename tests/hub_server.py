@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
@@ -287,10 +287,21 @@ class _Handler(BaseHTTPRequestHandler):
             | {"siblings": siblings, "tags": [], "downloads": 0, "likes": 0}
         )
 
-    def _send_tree(self, request: Request, repo: str, revision: str) -> None:
+    def _send_tree(self, request: Request, repo: str, revision: str, folder: str | None = None) -> None:
+        repository = self._repository(repo, request)
+        start = f"{folder}/" if folder else ""
+        inside = {p: c for p, c in repository.files(self._commit(repository, revision)).items() if p.startswith(start)}
+        deep = "true" in map(str.lower, parse_qs(urlsplit(self.path).query).get("recursive", []))
+        folders = sorted({start + p.removeprefix(start).split("/")[0] for p in inside if "/" in p.removeprefix(start)})
+        shown = {p: c for p, c in inside.items() if deep or "/" not in p.removeprefix(start)}
+        listed = [{"type": "directory", "path": path, "size": 0, "oid": _object_id(path, b"")} for path in folders]
+        self._json([*listed, *(_describe(path, content) for path, content in sorted(shown.items()))])
+
+    def _send_paths(self, request: Request, repo: str, revision: str) -> None:
         repository = self._repository(repo, request)
         files = repository.files(self._commit(repository, revision))
-        self._json([_describe(path, content) for path, content in sorted(files.items())])
+        asked = parse_qs(request.body.decode())["paths"]
+        self._json([_describe(path, files[path]) for path in asked if path in files])
 
     def _send_refs(self, request: Request, repo: str) -> None:
         branches = self._repository(repo, request).branches
@@ -429,14 +440,20 @@ def _describe(path: str, content: bytes) -> dict[str, object]:
     return entry
 
 
-_REPO = r"(?P<repo>[^/]+/[^/]+)"
-_MODEL = rf"/api/models/{_REPO}"
+# A dataset's repository has `datasets/` before its name, in its address and in `StandInHub.repositories`.
+_REPO = r"(?P<repo>(?:datasets/)?[^/]+/[^/]+)"
+_MODEL = r"/api/models/(?P<repo>[^/]+/[^/]+)"
+_DATASET = r"/api/(?P<repo>datasets/[^/]+/[^/]+)"
 _ROUTES: list[tuple[str, str, Callable[..., None]]] = [
     ("GET HEAD", rf"/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _Handler._send_file),
     ("GET", _MODEL, _Handler._send_info),
     ("GET", rf"{_MODEL}/revision/(?P<revision>.+)", _Handler._send_info),
     ("GET", rf"{_MODEL}/tree/(?P<revision>[^/]+)", _Handler._send_tree),
     ("GET", rf"{_MODEL}/refs", _Handler._send_refs),
+    ("GET", _DATASET, _Handler._send_info),
+    ("GET", rf"{_DATASET}/revision/(?P<revision>.+)", _Handler._send_info),
+    ("GET", rf"{_DATASET}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", _Handler._send_tree),
+    ("POST", rf"{_DATASET}/paths-info/(?P<revision>.+)", _Handler._send_paths),
     ("GET", r"/api/whoami-v2", _Handler._send_user),
     ("POST", r"/api/repos/create", _Handler._create),
     ("POST", r"/api/validate-yaml", _Handler._validate_card),

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import os
 import pickle
+import re
+import subprocess
 import sys
 import zipfile
 from collections import Counter
@@ -15,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hub_server import Fault, StandInHub
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
@@ -614,6 +619,40 @@ def test_a_hub_datasets_numbers_need_names(tmp_path: Path, datasets: Any) -> Non
 def test_a_hub_dataset_that_is_nowhere_is_one_sentence() -> None:
     with pytest.raises(DatasetError, match="hf:nobody/nothing cannot be loaded"):
         open_dataset("hf:nobody/nothing", "train")
+
+
+def check_from(hub: StandInHub, home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `poster-zoo data`, in a process of its own: the Hub's client reads its settings when it is imported."""
+    return subprocess.run(
+        [sys.executable, "-m", "poster_zoo", "data", "--json", *arguments],
+        env=os.environ | hub.environment(home) | environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def test_a_hub_dataset_is_read_by_its_id(tmp_path: Path, datasets: Any) -> None:
+    kind = datasets.ClassLabel(names=["sad", "happy", "fear"])
+    files = {"README.md": b"---\nlicense: mit\n---\n# Faces\n"}
+    for split, labels in (("train", [1, 0, 2]), ("validation", [2])):
+        parquet = io.BytesIO()
+        hub_table(datasets, labels, kind).to_parquet(parquet)
+        files[f"data/{split}-00000-of-00001.parquet"] = parquet.getvalue()
+    with StandInHub() as hub:
+        commit = hub.add("datasets/somebody/faces", files)
+        hub.faults.append(Fault(method="GET", path="train-00000-of-00001.parquet", body=b"<html>no table</html>"))
+        broken = check_from(hub, tmp_path / "first", "hf:somebody/faces")
+        assert broken.returncode == 2
+        assert re.fullmatch(r"Error: hf:somebody/faces cannot be loaded as a dataset .*\n", broken.stderr), (
+            broken.stderr
+        )
+        hub.faults.clear()
+
+        for place in ("hf:somebody/faces", f"hf:somebody/faces?revision={commit}&label=mood&image=face"):
+            told = check_from(hub, tmp_path / "home", place)
+            assert told.returncode == 0, told.stderr
+            counts = {one["split"]: one["counts"] for one in json.loads(told.stdout)["splits"]}
+            assert counts == {"train": {"happy": 1, "sad": 1, "fear": 1}, "valid": {"happy": 0, "sad": 0, "fear": 1}}
+    # The server is gone: what was fetched stays.
+    assert check_from(hub, tmp_path / "home", "hf:somebody/faces", HF_HUB_OFFLINE="1").returncode == 0
 
 
 def test_without_the_extra_its_command_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
