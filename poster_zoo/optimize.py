@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from poster_zoo.errors import OptionError
 from poster_zoo.models.centerface import Heads, InvertedResidual, Neck
 from poster_zoo.models.ir50 import IRBlock
-from poster_zoo.models.mobilefacenet import ConvBnAct
+from poster_zoo.models.mobilefacenet import Bottleneck, ConvBnAct
 from poster_zoo.models.poster import PATCHES, CrossFusionBlock, Poster, Pyramid, PyramidBlock
 from poster_zoo.models.poster_v2 import WindowCrossAttention
 
@@ -99,6 +99,9 @@ def _is_plain(module: nn.Module) -> bool:
         return module.padding_mode == "zeros"
     if isinstance(module, ConvBnAct):
         return _are(nn.Conv2d, module.conv) and _are(nn.BatchNorm2d, module.bn)
+    if isinstance(module, Bottleneck):
+        parts = (module.expand, module.depthwise, module.project)
+        return _are(ConvBnAct, *parts) and _are(nn.Identity, module.project.act)
     if isinstance(module, IRBlock):
         if not (_are(nn.Conv2d, module.conv1, module.conv2) and _are(nn.BatchNorm2d, module.bn1, module.bn2)):
             return False
@@ -164,22 +167,31 @@ class FastConv(nn.Module):
         bias: (C,).
         like: Whose stride, padding, dilation and groups to take.
         relu: Whether a ReLU follows.
+        slope: The weight of a PReLU that follows, or None; a module of its own would cost a small model time.
     """
 
     weight: Tensor
     bias: Tensor
+    slope: Tensor | None
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, like: nn.Conv2d, relu: bool = False) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, like: nn.Conv2d, relu: bool = False, slope: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.relu = relu
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
+        self.register_buffer("slope", slope)
         self.geometry = (_pair(like.padding), _pair(like.stride), _pair(like.dilation), like.groups)
         self.pointwise = weight.shape[2:] == (1, 1) and self.geometry == ([0, 0], [1, 1], [1, 1], 1)
         self._packed: tuple[tuple[Any, ...], Tensor] | None = None
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """Convolve `x`, and add `shortcut`, whose memory may be taken for the sum."""
+        y = self._convolved(x, shortcut)
+        return y if self.slope is None else torch.prelu(y, self.slope)
+
+    def _convolved(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
         padding, stride, dilation, groups = self.geometry
         if torch.compiler.is_compiling() or not _onednn_computes(x, self.weight):
             y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
@@ -277,8 +289,27 @@ def _folded(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def _fold_conv_bn_act(module: ConvBnAct) -> nn.Module:
-    conv = FastConv(*_folded(module.conv, module.bn), module.conv)
-    return conv if isinstance(module.act, nn.Identity) else nn.Sequential(conv, module.act)
+    slope = module.act.weight.detach() if type(module.act) is nn.PReLU else None
+    conv = FastConv(*_folded(module.conv, module.bn), module.conv, slope=slope)
+    return conv if slope is not None or isinstance(module.act, nn.Identity) else nn.Sequential(conv, module.act)
+
+
+class FastBottleneck(nn.Module):
+    """An inverted residual whose last convolution adds the shortcut."""
+
+    def __init__(self, expand: nn.Module, depthwise: nn.Module, project: FastConv, residual: bool) -> None:
+        super().__init__()
+        self.expand, self.depthwise, self.project = expand, depthwise, project
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Where there is a sum, the block's input is needed by nobody else.
+        return cast("Tensor", self.project(self.depthwise(self.expand(x)), x if self.residual else None))
+
+
+def _fast_bottleneck(block: Bottleneck) -> FastBottleneck:
+    expand, depthwise, project = map(_fold_conv_bn_act, (block.expand, block.depthwise, block.project))
+    return FastBottleneck(expand, depthwise, cast("FastConv", project), block.residual)
 
 
 class FastIRBlock(nn.Module):
@@ -337,19 +368,9 @@ def _as_it_is(conv: nn.Conv2d, relu: bool = False) -> FastConv:
     return FastConv(conv.weight.detach(), bias, conv, relu)
 
 
-class FastInvertedResidual(nn.Module):
-    """An inverted residual in which the convolutions do the ReLUs and the sum."""
-
-    def __init__(self, block: InvertedResidual) -> None:
-        super().__init__()
-        self.residual = block.residual
-        self.expand, self.depthwise = (_as_it_is(conv, relu=True) for conv in (block.expand, block.depthwise))
-        self.project = _as_it_is(block.project)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # Where there is a sum, the block's input is needed by nobody else.
-        y = self.depthwise(self.expand(x))
-        return cast("Tensor", self.project(y, x if self.residual else None))
+def _fast_inverted_residual(block: InvertedResidual) -> FastBottleneck:
+    expand, depthwise = (_as_it_is(conv, relu=True) for conv in (block.expand, block.depthwise))
+    return FastBottleneck(expand, depthwise, _as_it_is(block.project), block.residual)
 
 
 class FastNeck(nn.Module):
@@ -671,8 +692,9 @@ class FastWindowCrossAttention(WindowCrossAttention):
 
 _FORMS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     ConvBnAct: _fold_conv_bn_act,
+    Bottleneck: _fast_bottleneck,
     Heads: FastHeads,
-    InvertedResidual: FastInvertedResidual,
+    InvertedResidual: _fast_inverted_residual,
     Neck: FastNeck,
     IRBlock: FastIRBlock,
     Pyramid: FastPyramid,
