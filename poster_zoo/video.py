@@ -13,7 +13,7 @@ import csv
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, cast
@@ -52,7 +52,9 @@ _FIRST_CAMERA = {"linux": "/dev/video0", "darwin": "0"}
 _POINTS = 1000  # of a timeline, at most
 _LINES = 200  # faces of which a timeline keeps each one's own; it has twice as many before it puts others together
 _NEW = 2.0  # seconds for which a face is not put together with others
-_TOGETHER = 8  # frames of a file that are answered together
+_TOGETHER = 4  # looks at a file that are answered together, with the frames between them
+_LOOKS = 15.0  # a second, at a file's frames
+_EARLY = 1e-3  # seconds by which a look may come too soon, as times are rounded
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,13 @@ class FrameAnswer:
     Attributes:
         frame: The picture, its place and its time.
         faces: What was seen, longest known first.
+        looked: Whether this frame was looked at; otherwise its faces are those of the looks before and after it, where
+            a straight line between the two has them.
     """
 
     frame: Frame
     faces: tuple[FaceAnswer, ...]
+    looked: bool = True
 
     @property
     def index(self) -> int:
@@ -110,8 +115,9 @@ class FrameAnswer:
         return self.frame.time
 
     def to_dict(self) -> dict[str, Any]:
-        """Return `frame`, `time` and `faces`, ready for JSON."""
-        return {"frame": self.index, "time": round(self.time, 6), "faces": [face.to_dict() for face in self.faces]}
+        """Return `frame`, `time`, `looked` and `faces`, ready for JSON."""
+        faces = [face.to_dict() for face in self.faces]
+        return {"frame": self.index, "time": round(self.time, 6), "looked": self.looked, "faces": faces}
 
 
 class Source(Protocol):
@@ -159,8 +165,11 @@ class VideoPredictor:
             arrived to 63 % after τ and to 95 % after 3 τ, whatever the frame rate. 0 for none.
         whole_every: Seconds from one look at a whole frame to the next, as in `FaceTracker`.
         keep: Seconds for which a face may be gone and still be known where it comes back.
-        batch: Frames whose faces are answered together, which is faster; by default 8 of a video file, and 1 of a
-            camera and other sources, whose frames are answered as they come.
+        looks: Most looks a second: in frames between two of them, a face that both have seen stands where a straight
+            line has it, and so do its probabilities. 0 for a look at each frame. By default 15 at a video file; a
+            camera and other sources are looked at frame by frame, as they come.
+        batch: Looks that are answered together, which is faster; by default 4 at a video file, and 1 at a camera and
+            other sources.
 
     Raises:
         OptionError: A number is out of its range, or the predictor looks for faces itself.
@@ -176,8 +185,11 @@ class VideoPredictor:
         smoothing: float = 0.5,
         whole_every: float = 0.2,
         keep: float = 1.5,
+        looks: float | None = None,
         batch: int | None = None,
     ) -> None:
+        if looks is not None and not 0 <= looks < math.inf:
+            raise OptionError(f"looks is {looks}; it must be a number a second, or 0 for a look at each frame.")
         if batch is not None and batch < 1:
             raise OptionError(f"batch is {batch}; it must be 1 or more.")
         if not 0 <= smoothing < math.inf:
@@ -189,6 +201,7 @@ class VideoPredictor:
         self.labels = predictor.labels
         self.smoothing = smoothing
         self.keep = keep
+        self.looks = looks
         self.batch = batch
         self._whole_every = whole_every
         # What is wrong with the numbers or missing is said now; the detector is built once.
@@ -215,39 +228,120 @@ class VideoPredictor:
             yield from self._answers(source)
 
     def _answers(self, frames: Iterable[Frame]) -> Iterator[FrameAnswer]:
-        track = FaceTracker(self.detector, whole_every=self._whole_every, keep=self.keep)
+        is_file = isinstance(frames, Video)
+        looks = self.looks if self.looks is not None else _LOOKS if is_file else 0
+        batch = self.batch or (_TOGETHER if is_file else 1)
         smooth = Smoother(self.smoothing, self.keep)
-        batch = self.batch or (_TOGETHER if isinstance(frames, Video) else 1)
-        waiting: list[tuple[Frame, list[TrackedFace]]] = []
-        for frame in frames:
-            waiting.append((frame, track(frame.image, frame.time)))
-            if len(waiting) == batch:
-                yield from self._answer(waiting, smooth)
+        waiting: list[_Seen] = []
+        before: _Look | None = None
+        for seen in self._look(frames, 1 / looks if looks else 0):
+            waiting.append(seen)
+            if sum(faces is not None for _, faces in waiting) == batch:
+                before = yield from self._answer(waiting, before, smooth)
                 waiting = []
-        yield from self._answer(waiting, smooth)
+        yield from self._answer(waiting, before, smooth)
 
-    def _answer(self, seen: Sequence[tuple[Frame, list[TrackedFace]]], smooth: Smoother) -> Iterator[FrameAnswer]:
-        """Answer for frames together, in order."""
+    def _look(self, frames: Iterable[Frame], pause: float) -> Iterator[_Seen]:
+        """Yield each frame, and the faces in it where it is looked at: every `pause` seconds, and in the last one."""
+        track = FaceTracker(self.detector, whole_every=self._whole_every, keep=self.keep)
+        last, held = -math.inf, None
+        for frame in frames:
+            if held is not None:
+                yield held, None
+            held = frame
+            if frame.time - last >= pause - _EARLY:
+                last, held = frame.time, None
+                yield frame, track(frame.image, frame.time)
+        if held is not None:
+            yield held, track(held.image, held.time)
+
+    def _answer(
+        self, seen: Sequence[_Seen], before: _Look | None, smooth: Smoother
+    ) -> Generator[FrameAnswer, None, _Look | None]:
+        """Answer for frames together, in order, the last of which was looked at.
+
+        Args:
+            seen: The frames.
+            before: The look before them.
+            smooth: What smooths the answers.
+
+        Returns:
+            The last look.
+        """
         crops = [crop for frame, faces in seen if faces for crop in self._crops(frame.image, faces)]
         predictions = iter(cast("list[Prediction]", self.predictor(crops)) if crops else [])
+        between: list[Frame] = []
         for frame, faces in seen:
-            answers = []
-            for number, face in faces:
-                prediction = next(predictions)
-                if prediction.error is not None:
-                    raise WeightsError(prediction.error)
-                row = smooth(number, frame.time, np.array(list(prediction.probabilities.values())))
-                best = int(row.argmax())
-                smoothed = dict(zip(self.labels, row.tolist(), strict=True))
-                answers.append(
-                    FaceAnswer(
-                        number, face, self.labels[best], float(row[best]), smoothed, dict(prediction.probabilities)
-                    )
-                )
-            yield FrameAnswer(frame, tuple(answers))
+            if faces is None:
+                between.append(frame)
+                continue
+            look = _Look.at(frame.time, faces, predictions)
+            if before is not None:
+                for other in between:
+                    yield self._named(other, before.towards(look, other.time), smooth, looked=False)
+            yield self._named(frame, look, smooth, looked=True)
+            before, between = look, []
+        return before
+
+    def _named(self, frame: Frame, look: _Look, smooth: Smoother, *, looked: bool) -> FrameAnswer:
+        """Return a frame's answer, smoothed."""
+        answers = []
+        for number, (face, momentary) in sorted(look.faces.items()):
+            row = smooth(number, frame.time, momentary)
+            best = int(row.argmax())
+            smoothed, now = (dict(zip(self.labels, values.tolist(), strict=True)) for values in (row, momentary))
+            answers.append(FaceAnswer(number, face, self.labels[best], float(row[best]), smoothed, now))
+        return FrameAnswer(frame, tuple(answers), looked)
 
     def _crops(self, image: Image.Image, faces: Iterable[TrackedFace]) -> list[Image.Image]:
         return self.predictor.crops(image, [face for _, face in faces])
+
+
+_Seen: TypeAlias = "tuple[Frame, list[TrackedFace] | None]"  # a frame, and its faces where it was looked at
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What was seen at a time: faces and their probabilities, by number."""
+
+    time: float
+    faces: dict[int, tuple[Face, Row]]
+
+    @classmethod
+    def at(cls, time: float, faces: Iterable[TrackedFace], predictions: Iterator[Prediction]) -> _Look:
+        """Take the next predictions for these faces.
+
+        Raises:
+            WeightsError: One of them is no number.
+        """
+        seen = {}
+        for number, face in faces:
+            prediction = next(predictions)
+            if prediction.error is not None:
+                raise WeightsError(prediction.error)
+            seen[number] = face, np.array(list(prediction.probabilities.values()))
+        return cls(time, seen)
+
+    def towards(self, other: _Look, time: float) -> _Look:
+        """Return what stands between this look and a later one: the faces of both."""
+        share = (time - self.time) / (other.time - self.time)
+        faces = {}
+        for number in self.faces.keys() & other.faces.keys():
+            (face, row), (later, later_row) = self.faces[number], other.faces[number]
+            faces[number] = _between(face, later, share), row + share * (later_row - row)
+        return _Look(time, faces)
+
+
+def _between(first: Face, second: Face, share: float) -> Face:
+    box, points = (
+        one + share * (other - one)
+        for one, other in (
+            (np.array(first.box), np.array(second.box)),
+            (np.array(first.points), np.array(second.points)),
+        )
+    )
+    score = first.score + share * (second.score - first.score)
+    return Face(tuple(box.tolist()), score, tuple((x, y) for x, y in points.tolist()))
 
 
 class Smoother:
@@ -420,21 +514,22 @@ class RowWriter(Protocol):
 def csv_writer(out: str | os.PathLike[str], labels: Sequence[str]) -> Iterator[RowWriter]:
     """Write a row for each face of each frame, as they come, into a file that takes its name when it is whole.
 
-    The columns are `frame`, `time` in seconds, `face`, the box's `left`, `upper`, `right`, `lower` in pixels,
+    The columns are `frame`, `time` in seconds, `looked`, 1 for a frame that was looked at and 0 for one between two
+    looks, `face`, the box's `left`, `upper`, `right`, `lower` in pixels,
     `detection`, the detector's score, `label`, `score` and each class's smoothed probability.
     """
     with whole_file(out) as beside, beside.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(
-            ["frame", "time", "face", "left", "upper", "right", "lower", "detection", "label", "score", *labels]
-        )
+        box_columns = ["left", "upper", "right", "lower"]
+        table.writerow(["frame", "time", "looked", "face", *box_columns, "detection", "label", "score", *labels])
 
         def write(answer: FrameAnswer) -> None:
             for face in answer.faces:
                 box = [round(value, 2) for value in face.face.box]
                 numbers = [round(face.probabilities[label], 6) for label in labels]
-                seen = [answer.index, round(answer.time, 6), face.number, *box, round(face.face.score, 4)]
-                table.writerow([*seen, face.label, round(face.score, 6), *numbers])
+                frame = [answer.index, round(answer.time, 6), int(answer.looked)]
+                seen = [face.number, *box, round(face.face.score, 4)]
+                table.writerow([*frame, *seen, face.label, round(face.score, 6), *numbers])
 
         yield write
 

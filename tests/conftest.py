@@ -13,6 +13,7 @@ import torch
 # Tests that run side by side share the cores; more threads than those only wait for each other.
 if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # of the programs that tests start
 
 # Read by huggingface_hub as it is imported: no test asks the real Hub. Those that ask a server of their own on this
 # machine do so in processes of their own.

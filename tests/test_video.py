@@ -639,15 +639,58 @@ def test_a_film_of_a_face_is_answered_as_its_picture(
 def test_frames_answered_together_have_the_answers_of_each_alone(
     film: Path, predictor: Predictor, detector: FaceDetector
 ) -> None:
-    # Eight, and four that are left over.
+    # Four looks, and three that are left over.
     together = list(VideoPredictor(predictor, detector=detector)(film))
     alone = list(VideoPredictor(predictor, detector=detector, batch=1)(film))
     assert [answer.index for answer in together] == list(range(12))
-    assert [len(answer.faces) for answer in together] == [0, *[1] * 11]
-    for one, other in zip(together[1:], alone[1:], strict=True):
+    assert [len(answer.faces) for answer in together] == [0, 0, *[1] * 10]
+    for one, other in zip(together[2:], alone[2:], strict=True):
         assert one.faces[0].face == other.faces[0].face
         assert one.faces[0].momentary == pytest.approx(other.faces[0].momentary, abs=1e-5)
         assert one.faces[0].probabilities == pytest.approx(other.faces[0].probabilities, abs=1e-5)
+
+
+def test_between_two_looks_a_face_is_on_the_straight_line(
+    film: Path, predictor: Predictor, detector: FaceDetector
+) -> None:
+    answers = list(VideoPredictor(predictor, detector=detector, smoothing=0)(film))
+    # At 25 frames a second and 15 looks at most; and the last frame, after which there is none to draw a line to.
+    assert [answer.index for answer in answers if answer.looked] == [0, 2, 4, 6, 8, 10, 11]
+    for i in (3, 5, 7, 9):
+        before, between, after = (answers[j].faces[0] for j in (i - 1, i, i + 1))
+        assert between.number == before.number == after.number
+        for part in ("box", "points", "score"):
+            ends = np.array(getattr(before.face, part)), np.array(getattr(after.face, part))
+            assert np.array(getattr(between.face, part)) == pytest.approx(sum(ends) / 2, abs=1e-4)
+        expected = {label: (p + after.momentary[label]) / 2 for label, p in before.momentary.items()}
+        assert between.momentary == pytest.approx(expected, abs=1e-6)
+        assert between.label == max(expected, key=lambda label: expected[label])
+
+
+def test_looks_a_second_can_be_set(film: Path, predictor: Predictor, detector: FaceDetector) -> None:
+    assert all(answer.looked for answer in VideoPredictor(predictor, detector=detector, looks=0)(film))
+    rarely = VideoPredictor(predictor, detector=detector, looks=5)(film)
+    assert [answer.index for answer in rarely if answer.looked] == [0, 5, 10, 11]
+    with pytest.raises(OptionError, match="looks is -1"):
+        VideoPredictor(predictor, looks=-1)
+
+
+@pytest.mark.parametrize(("rate", "step"), [(10, 1), (15, 1), (30, 2), (30000 / 1001, 2), (60, 4)])
+def test_a_look_comes_at_the_first_frame_that_may_have_one(
+    face: Image.Image, predictor: Predictor, detector: FaceDetector, rate: float, step: int
+) -> None:
+    frames = (Frame(i, round(i / rate, 6), scene((face, 60, 70))) for i in range(4 * step + 1))
+    answers = VideoPredictor(predictor, detector=detector, looks=15)(frames)
+    assert [answer.index for answer in answers if answer.looked] == list(range(0, 4 * step + 1, step))
+
+
+def test_a_face_that_goes_between_two_looks_is_not_seen_between(
+    face: Image.Image, predictor: Predictor, detector: FaceDetector
+) -> None:
+    shown = [scene((face, 60, 70))] * 5 + [scene()] * 4
+    frames = [Frame(i, i / 30, image) for i, image in enumerate(shown)]
+    answers = list(VideoPredictor(predictor, detector=detector, looks=15)(frames))
+    assert [len(answer.faces) for answer in answers] == [0, 0, 1, 1, 1, 0, 0, 0, 0]
 
 
 def test_a_frame_of_ones_own_is_answered_before_the_next_is_asked_for(
@@ -789,13 +832,14 @@ def test_the_command_writes_film_table_and_picture(film: Path, tmp_path: Path) -
     assert result.exit_code == 0, result.stderr
     header, first = (line.split() for line in result.stdout.splitlines())
     assert header[:2] == ["face", "from"]
-    assert first[:6] == ["1", "0.04", "s", "0.44", "s", "11"]
+    assert first[:6] == ["1", "0.08", "s", "0.44", "s", "10"]  # from the second look on
     assert "12 frames, 1 faces" in result.stderr
     assert len(read_all(out)[0]) == 12
     with table.open() as file:
         rows = list(csv.DictReader(file))
-    assert [int(row["frame"]) for row in rows] == list(range(1, 12))
-    labels = list(rows[0])[10:]
+    assert [int(row["frame"]) for row in rows] == list(range(2, 12))
+    assert [row["looked"] for row in rows] == ["1", "0"] * 4 + ["1", "1"]
+    labels = list(rows[0])[11:]
     assert all(sum(float(row[label]) for label in labels) == pytest.approx(1, abs=1e-5) for row in rows)
     assert all(row["label"] == max(labels, key=lambda label: float(row[label])) for row in rows)
     assert plot.stat().st_size > 1000

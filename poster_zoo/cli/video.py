@@ -73,6 +73,13 @@ _SECONDS = Seconds(min=0)
     metavar="S",
     help="How long a face may be gone and still keep its number.",
 )
+@click.option(
+    "--looks",
+    type=click.FloatRange(min=0),
+    metavar="N",
+    help="Most looks a second; in frames between two looks, faces are on the straight line between. 0 looks at each "
+    "frame.  [default: 15 at a file, each frame of a camera]",
+)
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -87,6 +94,7 @@ def command(
     seconds: float | None,
     smoothing: float,
     keep: float,
+    looks: float | None,
 ) -> None:
     """Name the expression of every face in a video, over time.
 
@@ -111,7 +119,7 @@ def command(
 
     with open_video(source) as video:
         predictor = load_predictor(load_model(ctx, model, checkpoint), device, 32, None, progress=False)
-        answers = VideoPredictor(predictor, smoothing=smoothing, keep=keep)(video)
+        answers = VideoPredictor(predictor, smoothing=smoothing, keep=keep, looks=looks)(video)
         timeline = Timeline(predictor.labels)
         frames, began = 0, time.perf_counter()
         with _writers(out, table, video.rate, predictor.labels) as writers:

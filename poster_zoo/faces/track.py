@@ -57,7 +57,7 @@ class FaceTracker:
     """Follows faces from frame to frame: `FaceTracker()(image, time)` gives the faces of the next frame.
 
     A face gets its number when it is seen in a second frame, so that a false alarm of one frame gets none; the first
-    frame of a video thus has no faces.
+    frame of a video thus has no faces. Frames may be left out: what counts is their time.
 
     Args:
         detector: What finds the faces; by default `FaceDetector`. It is called on windows of a frame too; faces
