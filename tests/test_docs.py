@@ -47,3 +47,8 @@ def test_the_commands_of_the_page_run(page: Path, like_a_checkout: Path) -> None
     for command in [line for line in lines if line[:1] == ["poster-zoo"]]:
         result = CliRunner().invoke(main, command[1:])
         assert result.exit_code == 0, f"{shlex.join(command)}\n{result.output}"
+
+
+def test_no_page_asks_the_package_index_for_a_release_that_is_not_there(root: Path) -> None:
+    pages = [root / "README.md", *(root / "docs" / "pages").glob("*.md")]
+    assert not [page.name for page in pages if re.search(r"pip install [\"']?poster-zoo", page.read_text("utf-8"))]
