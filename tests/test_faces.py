@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import random
 import sys
@@ -24,6 +25,7 @@ from poster_zoo.faces.align import similarity
 from poster_zoo.weights.entry import FIVE_POINTS
 
 GREY = (127, 127, 127)
+ORIGINAL = json.loads((Path(__file__).parent / "upstream" / "centerface.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +119,38 @@ def test_the_astronaut_is_found_where_the_release_finds_her(astronaut: Image.Ima
 def test_another_photograph_is_answered_as_by_the_release(hopper: Image.Image) -> None:
     check(hopper, HOPPER)
     check(hopper.crop((0, 0, 500, 600)), HOPPER_CUT)
+
+
+@pytest.mark.parametrize("form", ["as trained", "optimized"])
+@pytest.mark.parametrize("name", ["astronaut", "noise"])
+def test_every_map_is_the_original_graphs(name: str, form: str, request: pytest.FixtureRequest) -> None:
+    numbers = np.random.RandomState(0).randint(0, 256, (96, 160, 3)).astype(np.uint8)
+    picture = numbers if name == "noise" else np.array(request.getfixturevalue("astronaut"))
+    model = poster_zoo.create_model("centerface", pretrained=True).eval()
+    model = model if form == "as trained" else poster_zoo.optimize(model)
+    with torch.inference_mode():
+        maps = model(torch.from_numpy(picture).permute(2, 0, 1)[None].float())
+    rows, columns = np.array(ORIGINAL["maps"][name]["cells"]).T
+    for part, values in zip(("heat", "size", "offset", "points"), maps, strict=True):
+        seen = values[0, :, rows, columns].T
+        np.testing.assert_allclose(seen, ORIGINAL["maps"][name][part], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("kept", ORIGINAL["collages"], ids=["large", "small"])
+def test_collages_of_photographed_faces_are_answered_as_by_the_release(shared: Path, kept: dict[str, Any]) -> None:
+    folder = shared / "data" / "faces" / "Image" / "aligned"
+    if not folder.is_dir():
+        pytest.skip("no photographs of faces in the folder of reference data")
+    images = [Image.open(folder / f"test_{number:04}_aligned.jpg").convert("RGB") for number, _ in kept["faces"]]
+    picture, _ = collage(images, [size for _, size in kept["faces"]], kept["columns"], kept["cell"])
+    faces = poster_zoo.FaceDetector(second_look=False)(picture)  # the release never looks again at rolled heads
+    assert isinstance(faces, Faces)
+    expected = np.array(kept["answers"])
+    assert len(faces) == len(expected)
+    nearest = np.abs(faces.boxes[:, None] - expected[None, :, 1:5]).max(2).argmin(0)
+    np.testing.assert_allclose(faces.boxes[nearest], expected[:, 1:5], atol=0.5)
+    np.testing.assert_allclose(faces.scores[nearest], expected[:, 0], atol=1e-3)
+    np.testing.assert_allclose(faces.points[nearest].reshape(-1, 10), expected[:, 5:], atol=0.5)
 
 
 @pytest.mark.parametrize(

