@@ -3,7 +3,7 @@
 Needs the extra `plot` (matplotlib). A picture is written in the format of its suffix, beside its place first and then
 renamed, so that no half-drawn file is left behind. Figures of a measurement also leave what they show as a table of the
 same name, `.csv`. Colours are those of Okabe and Ito, which colour-blind readers tell apart, and nothing is said by
-colour alone.
+colour alone; heat that is laid over a picture or over time has a scale beside it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from poster_zoo.predict import Prediction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
@@ -79,6 +80,7 @@ RIGHT, WRONG = "\N{CHECK MARK}", "\N{BALLOT X}"
 
 _BLUE, _VERMILLION, _SKY, _GREEN, _PURPLE = "#0072B2", "#D55E00", "#56B4E9", "#009E73", "#CC79A7"
 _GREY = "#666666"
+_HEAT = "viridis"  # of timelines and of maps laid over faces: even steps, for colour-blind readers too
 _DPI = 150
 _HEAT_LABEL = "share of the true class"
 
@@ -241,8 +243,8 @@ def photographs(
     rows = [tiles[start : start + columns] for start in range(0, shown, columns)]
     below, title = 0.45, _TITLE_HEIGHT if shown > 1 or (total or 1) > 1 else _MARGIN
     heights = [max(tile.image.height for tile in row) / _DPI + below for row in rows]
-    widest = max(tile.image.width for tile in tiles) / _DPI
-    width, height = columns * (widest + _MARGIN) + _MARGIN, title + sum(heights)
+    widths = [max(tile.image.width for tile in tiles[column::columns]) / _DPI for column in range(columns)]
+    width, height = sum(widths) + (columns + 1) * _MARGIN, title + sum(heights)
     figure = _new_figure(width, height)
     if title == _TITLE_HEIGHT:
         text = _sheet_title(shown, total or len(images), [])
@@ -251,7 +253,7 @@ def photographs(
     for row, high in zip(rows, heights, strict=True):
         for column, tile in enumerate(row):
             wide, tall = (side / _DPI for side in tile.image.size)
-            left = _MARGIN + column * (widest + _MARGIN)
+            left = _MARGIN + sum(widths[:column]) + column * _MARGIN
             axes = figure.add_axes((left / width, (top - tall) / height, wide / width, tall / height))
             _draw_photograph(axes, tile)
         top -= high
@@ -658,7 +660,7 @@ def timeline(
         values = rows[number].T
         axes.set_facecolor("#dddddd")  # where the face is not seen
         heat = axes.imshow(
-            np.ma.masked_invalid(values), cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="nearest",
+            np.ma.masked_invalid(values), cmap=_HEAT, vmin=0, vmax=1, aspect="auto", interpolation="nearest",
             extent=(0, values.shape[1] * width, len(labels) - 0.5, -0.5),
         )  # fmt: skip
         axes.set_yticks(range(len(labels)), [_shorten(label, 16) for label in labels], fontsize=7, parse_math=False)
@@ -704,7 +706,7 @@ def explanations(image: Any, explained: Sequence[Explanation], *, out: str | Pat
     """Draw where a model looked on a face: its landmarks, the evidence for each class, its attention.
 
     Evidence is drawn where it speaks for the class, and the fifth of the picture that it marks most is outlined.
-    Attention is drawn on a scale that starts at zero, so that an even one looks even.
+    Attention is drawn on a scale that starts at zero, so that an even one looks even; all of it on the same scale.
 
     Args:
         image: Whatever `read_image` takes.
@@ -719,21 +721,29 @@ def explanations(image: Any, explained: Sequence[Explanation], *, out: str | Pat
     out = check_output(out)
     face = read_image(image)
     first = explained[0]
-    panels = 1 + len(explained) + len(first.attention)
-    figure = _new_figure(2.7 * panels, 2.7 * min(max(face.height / face.width, 0.5), 2) + 0.6, layout="constrained")
-    one, *others = figure.subplots(1, panels, squeeze=False)[0]
+    even = {name: values * values.size / values.sum() for name, values in first.attention.items()}
+    most = max((float(values.max()) for values in even.values()), default=1.0)
+    panels = 1 + len(explained) + len(even)
+    tall = 2.7 * min(max(face.height / face.width, 0.5), 2)
+    figure = _new_figure(2.7 * panels, tall + 1.1, layout="constrained")
+    grid = figure.add_gridspec(2, panels, height_ratios=(tall, 0.1))
+    one, *others = (figure.add_subplot(grid[0, i]) for i in range(panels))
+    evidence, attention = others[: len(explained)], others[len(explained) :]
     _draw_under(one, face, first.landmarks, grey=False)
     one.set_title(f"answer: {_shorten(first.answer, 22)}\n", fontsize=9, parse_math=False)
-    for axes, explanation in zip(others, explained, strict=False):
+    for axes, explanation in zip(evidence, explained, strict=True):
         _draw_under(axes, face, explanation.landmarks)
-        _draw_evidence(axes, explanation)
-    for axes, (name, values) in zip(others[len(explained) :], first.attention.items(), strict=True):
+        heat = _draw_evidence(axes, explanation)
+    scale = figure.add_subplot(grid[1, 1 : 1 + len(evidence)])
+    _draw_scale(scale, heat, "evidence for the class, in parts of the largest")
+    for axes, (name, values) in zip(attention, even.items(), strict=True):
         _draw_under(axes, face, first.landmarks)
-        _draw_heat(axes, first.size, values / values.max())
-        even = values * values.size / values.sum()
-        title = f"attention: {name}\n{even.min():.1f} to {even.max():.1f} times an even share"
+        heat = _draw_heat(axes, first.size, values, most)
+        title = f"attention: {name}\n{values.min():.1f} to {values.max():.1f} times an even share"
         axes.set_title(title, fontsize=9, parse_math=False)
-    _save(figure, out)
+    if attention:
+        _draw_scale(figure.add_subplot(grid[1, 1 + len(evidence) :]), heat, "attention, in even shares")
+    _save(figure, out, bbox_inches="tight")
 
 
 def _draw_under(axes: Axes, face: Image.Image, points: ArrayLike | None, grey: bool = True) -> None:
@@ -747,11 +757,11 @@ def _draw_under(axes: Axes, face: Image.Image, points: ArrayLike | None, grey: b
         axes.scatter(x, y, s=5, color="white", edgecolors="black", linewidths=0.5, zorder=3)
 
 
-def _draw_evidence(axes: Axes, explanation: Explanation) -> None:
+def _draw_evidence(axes: Axes, explanation: Explanation) -> AxesImage:
     from poster_zoo.explain import marked
 
     values = explanation.grad_cam
-    _draw_heat(axes, explanation.size, values.clip(0))
+    heat = _draw_heat(axes, explanation.size, values.clip(0), 1)
     (height, width), (across, down) = values.shape, explanation.size
     x, y = (np.arange(width) + 0.5) / width * across, (np.arange(height) + 0.5) / height * down
     axes.contour(x, y, marked(values), levels=[0.5], colors=["white"], linewidths=1.2)
@@ -761,15 +771,34 @@ def _draw_evidence(axes: Axes, explanation: Explanation) -> None:
         f"blanked: {without:.2f} outlined, {elsewhere:.2f} elsewhere",
         fontsize=9, parse_math=False,
     )  # fmt: skip
+    return heat
 
 
-def _draw_heat(axes: Axes, size: tuple[int, int], values: ArrayLike) -> None:
-    """Lay a map of values in 0…1 over a picture of this width and height, opaque where it is high."""
-    heat = np.asarray(values, dtype=float)
-    axes.imshow(
-        heat, cmap="inferno", vmin=0, vmax=1, alpha=0.7 * heat**0.5, interpolation="bilinear",
+def _draw_heat(axes: Axes, size: tuple[int, int], values: ArrayLike, most: float) -> AxesImage:
+    """Lay a map of values in 0…`most` over a picture of this width and height, opaque where it is high."""
+    return axes.imshow(
+        np.asarray(values, dtype=float), cmap=_heat_colours(), vmin=0, vmax=most, interpolation="bilinear",
         extent=(0, size[0], size[1], 0),
     )  # fmt: skip
+
+
+def _heat_colours() -> Colormap:
+    """Return the colours of timelines, the clearer the lower: nothing is drawn at zero."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
+    levels = np.linspace(0, 1, 256)
+    colours = colormaps[_HEAT](levels)
+    colours[:, 3] = 0.8 * levels**0.5
+    return ListedColormap(colours)
+
+
+def _draw_scale(axes: Axes, heat: AxesImage, label: str) -> None:
+    """Say which colour stands for how much, on grey as the faces are."""
+    scale = heat.axes.figure.colorbar(heat, cax=axes, orientation="horizontal")
+    axes.set_facecolor("#808080")
+    axes.tick_params(labelsize=7)
+    scale.set_label(label, fontsize=8)
 
 
 def _new_figure(width: float, height: float, layout: Literal["constrained"] | None = None) -> Figure:

@@ -358,14 +358,38 @@ def test_the_picture_shows_the_face_the_evidence_and_the_attention(tmp_path: Pat
     assert f"blanked: {first.score_without:.2f} outlined, {first.score_elsewhere:.2f} elsewhere" in written
     assert any(text.startswith("Fear 0.") for text in written)
     assert {"attention: image", "attention: landmark"} <= set(written)
-    assert out.read_text().count("<image") == 1 + len(explained) + len(first.attention)
+    # Each kind of heat has its scale.
+    assert {"evidence for the class, in parts of the largest", "attention, in even shares"} <= set(written)
+    assert out.read_text().count("<image") == 1 + len(explained) + len(first.attention) + 2
+
+
+def test_what_is_not_marked_is_seen_as_it_is_and_the_scale_tells_the_colours(tmp_path: Path) -> None:
+    out = tmp_path / "explained.png"
+    values = np.zeros((50, 100), np.float32)
+    values[10:40, 70:95] = 1
+    face = Image.new("RGB", (200, 100), (100, 100, 100))
+    plots.explanations(face, [a_face(landmarks=None, grad_cam=values)], out=out)
+    picture = np.asarray(Image.open(out).convert("RGB")).reshape(-1, 3)
+    colours, counts = np.unique(picture, axis=0, return_counts=True)
+    seen = {tuple(int(value) for value in colour): int(count) for colour, count in zip(colours, counts, strict=True)}
+    # Viridis ends in (253, 231, 37), laid over grey at four fifths: as a patch on the face, as one end of the scale.
+    marked_colour = tuple(round(0.8 * end + 0.2 * 100) for end in (253, 231, 37))
+    near = sum(
+        count
+        for colour, count in seen.items()
+        if max(abs(a - b) for a, b in zip(colour, marked_colour, strict=True)) < 4
+    )
+    assert near > 5000
+    assert seen[100, 100, 100] > 1.5 * near  # the face itself and, under no heat, the map's panel
 
 
 def test_a_model_without_landmarks_or_attention_has_its_picture(tmp_path: Path) -> None:
     out = tmp_path / "explained.svg"
     face = Image.new("RGB", (300, 60), "white")
     plots.explanations(face, [a_face(landmarks=None, size=(300, 60))], out=out)
-    assert texts(out) == ["answer: Fear", "Fear 0.50", "blanked: 0.25 outlined, 0.38 elsewhere"]
+    written = texts(out)
+    assert {"answer: Fear", "Fear 0.50", "blanked: 0.25 outlined, 0.38 elsewhere"} <= set(written)
+    assert not any("attention" in text for text in written)
 
 
 # ------------------------------------------------------------------------------------------------- the command line
