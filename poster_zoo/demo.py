@@ -92,6 +92,11 @@ def build_page(models: Sequence[str] | None = None, *, seconds: float = 60, devi
                         file = gr.File(label="Photograph or video", type="filepath", elem_id="file")
                     with gr.Tab("Camera"):
                         camera = gr.Image(label="Camera", sources=["webcam"], type="filepath", elem_id="camera")
+                    with gr.Tab("Camera film"):
+                        recorder = gr.Video(
+                            label="Camera film", sources=["webcam"], include_audio=False, elem_id="recorder"
+                        )
+                        recorder.preprocess = _as_recorded
                 status = gr.Textbox(label="Answer", lines=2, interactive=False, elem_id="status")
                 bars = gr.Label(label="Surest face", num_top_classes=8, elem_id="bars")
             with gr.Column(scale=2):
@@ -101,10 +106,16 @@ def build_page(models: Sequence[str] | None = None, *, seconds: float = 60, devi
                 download = gr.DownloadButton("Download the answers as JSON", visible=False, elem_id="json")
         newest = gr.State(None)
         outputs = [status, bars, picture, film, table, download, newest]
-        for source, event in ((file, file.change), (camera, camera.change), (newest, model.change)):
-            event(answer, [source, model], outputs, api_name=False)
+        for source in (file, camera, recorder):
+            source.change(answer, [source, model], outputs, api_name=False)
+        model.change(answer, [newest, model], outputs, api_name=False)
     page.queue(max_size=16, default_concurrency_limit=1)
     return page
+
+
+def _as_recorded(payload: Any) -> str | None:
+    """Return the file of a film that the camera took; Gradio's own step needs an ffmpeg to mirror it and mute it."""
+    return None if payload is None else str(payload.path)
 
 
 @contextlib.contextmanager

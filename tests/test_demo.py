@@ -115,16 +115,31 @@ def test_a_model_that_cannot_be_had_any_more_is_a_sentence(tmp_path: Path) -> No
 
 
 def test_another_model_answers_what_came_last(tmp_path: Path) -> None:
-    """Be it of the tab of files or of the camera."""
+    """Be it of the tab of files or of those of the camera."""
     pytest.importorskip("gradio", reason="Gradio is of the extra `demo`")
     page = demo.build_page()
     events = {page.blocks[each.targets[0][0]].label: each for each in page.fns.values() if each.targets}
-    assert {"Model", "Camera", "Photograph or video"} <= set(events)
+    assert {"Model", "Camera", "Camera film", "Photograph or video"} <= set(events)
     newest = events["Model"].inputs[0]
-    for label in ("Camera", "Photograph or video"):
+    for label in ("Camera", "Camera film", "Photograph or video"):
         file = str(tmp_path / f"{label}.png")
         answer = dict(zip(events[label].outputs, events[label].fn(file, "poster_tiny"), strict=True))
         assert answer[newest] == file
+
+
+def test_a_film_of_the_camera_is_answered_as_it_was_recorded_without_an_ffmpeg(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gradio", reason="Gradio is of the extra `demo`")
+    from gradio.data_classes import FileData
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    page = demo.build_page()
+    (recorder,) = (block for block in page.blocks.values() if block.elem_id == "recorder")
+    assert recorder.sources == ["webcam"]
+    assert not recorder.include_audio  # nobody is asked for the microphone
+    assert recorder.preprocess(FileData(path="sample.webm")) == "sample.webm"
+    assert recorder.preprocess(None) is None
 
 
 def start(*arguments: str, **environment: str) -> tuple[subprocess.Popen[str], str]:
@@ -165,7 +180,7 @@ def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser(downloads: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def browser(downloads: Path, photograph: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Chromium without a screen, which notes what it asks for."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium drives the browser")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -179,12 +194,26 @@ def browser(downloads: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     # The browser's own errands stay at home too.
     for argument in ("--disable-background-networking", "--disable-component-update", "--no-first-run"):
         options.add_argument(argument)
+    # Its camera is a film of the photograph, and nobody has to allow it.
+    film = tmp_path_factory.mktemp("camera") / "camera.y4m"
+    write_y4m(film, Image.open(photograph))
+    for argument in ("device-for-media-stream", "ui-for-media-stream", f"file-for-fake-video-capture={film}"):
+        options.add_argument(f"--use-{'' if 'capture' in argument else 'fake-'}{argument}")
     options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
     options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     driven = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     yield driven
     driven.quit()
+
+
+def write_y4m(file: Path, image: Image.Image) -> None:
+    """Write ten raw frames of one picture, as Chromium reads them in place of a camera."""
+    width, height = image.size
+    luma, *chroma = image.convert("YCbCr").split()
+    frame = luma.tobytes() + b"".join(part.resize((width // 2, height // 2)).tobytes() for part in chroma)
+    header = f"YUV4MPEG2 W{width} H{height} F10:1 Ip A1:1 C420jpeg\n".encode()
+    file.write_bytes(header + (b"FRAME\n" + frame) * 10)
 
 
 def wait_for(ask: Callable[[], Any]) -> Any:
@@ -208,6 +237,24 @@ class Page:
 
     def upload(self, file: Path) -> None:
         self.find("#file input[type=file]").send_keys(str(file))
+
+    def open_tab(self, name: str) -> None:
+        tabs = self.browser.find_elements("css selector", "button[role=tab]")
+        next(tab for tab in tabs if tab.text == name).click()
+
+    def press(self, selector: str) -> None:
+        """Press a button as soon as it is there, even where another one lies over its middle."""
+        self.browser.execute_script("arguments[0].click()", wait_for(lambda: self.find(selector)))
+
+    def save_screenshot(self, file: Path) -> None:
+        """Save all of the page, however long it is."""
+        size = self.browser.get_window_size()
+        height = self.browser.execute_script(
+            "return document.documentElement.scrollHeight + window.outerHeight - window.innerHeight"
+        )
+        self.browser.set_window_size(size["width"], height)
+        self.browser.save_screenshot(str(file))
+        self.browser.set_window_size(size["width"], size["height"])
 
     def status(self) -> str:
         return self.find("#status textarea").get_attribute("value")
@@ -266,7 +313,28 @@ def test_a_photograph_is_answered_on_the_page(opened: Page, photograph: Path, do
     line = json.loads(downloaded.read_text())
     assert line == expected.to_dict() | {"source": "holiday.png"}
     if folder := os.environ.get("POSTER_ZOO_SCREENSHOTS"):
-        opened.browser.save_screenshot(str(Path(folder) / "demo.png"))
+        opened.save_screenshot(Path(folder) / "demo.png")
+
+
+def test_the_camera_is_answered_on_the_page(opened: Page) -> None:
+    opened.open_tab("Camera")
+    opened.press("#camera [title='grant webcam access'] button")
+    opened.press("#camera .capture-button")
+    assert opened.answer().startswith("1 face; the surest: Happiness ")
+    assert wait_for(lambda: opened.find("#picture img").get_attribute("src"))
+
+
+def test_a_film_of_the_camera_is_answered_on_the_page(opened: Page) -> None:
+    pytest.importorskip("av", reason="PyAV is of the extra `video`")
+    pytest.importorskip("trackers", reason="trackers is of the extra `video`")
+    opened.open_tab("Camera film")
+    opened.press("#recorder [title='grant webcam access'] button")
+    opened.press("#recorder .capture-button[aria-label='start recording']")
+    wait_for(lambda: opened.find("#recorder .button-wrap").text == "Stop")
+    opened.browser.execute_async_script("setTimeout(arguments[0], 1000)")  # so long is the film
+    opened.press("#recorder .capture-button")
+    assert opened.answer().startswith("1 face.")
+    assert wait_for(lambda: opened.find("#film video").get_attribute("src")).endswith(".mp4")
 
 
 def test_a_video_is_answered_on_the_page(opened: Page, photograph: Path, tmp_path: Path) -> None:
