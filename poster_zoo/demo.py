@@ -26,7 +26,7 @@ from PIL import Image
 
 from poster_zoo.data.images import read_image
 from poster_zoo.draw import draw_faces
-from poster_zoo.errors import ImageError, LabelError, MissingExtraError, OptionError, PosterZooError
+from poster_zoo.errors import ImageError, LabelError, MissingExtraError, OptionError, PosterZooError, counted
 from poster_zoo.models._registry import list_models
 from poster_zoo.predict import Prediction, Predictor
 
@@ -287,7 +287,7 @@ def _answer_photograph(gr: Any, file: str, predictor: Predictor) -> tuple[Any, .
     predictions = cast("list[Prediction]", predictor(photograph))
     faces = [prediction for prediction in predictions if prediction.face is not None]
     if faces:
-        status = f"{len(faces)} face{'s' if len(faces) > 1 else ''}; the surest: {_words(faces[0])}"
+        status = f"{counted(len(faces), 'face')}; the surest: {_words(faces[0])}"
     else:
         status = f"No face was found; the whole picture: {_words(predictions[0])}"
     name = os.path.basename(file)
@@ -341,7 +341,7 @@ def _answer_video(gr: Any, file: str, predictor: Predictor, seconds: float) -> t
     part: list[str] = []
     trouble: list[str] = []
     answers = _written(name, write)
-    faces = f"{timeline.total} face{'s' if timeline.total != 1 else ''}{''.join(part)}."
+    faces = f"{counted(timeline.total, 'face')}{''.join(part)}."
     status = " ".join([faces, *trouble])
     if not os.path.exists(film):
         return _shown(gr, status)

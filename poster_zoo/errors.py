@@ -30,6 +30,7 @@ __all__ = [
     "WeightsError",
     "WeightsMismatchError",
     "WeightsNotFoundError",
+    "counted",
     "nearest",
     "printable",
 ]
@@ -125,3 +126,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def printable(text: str) -> str:
     """Return `text` on one line, with control characters and undecodable bytes written as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number and what it counts, as "1 image" or "1,200 images".
+
+    Args:
+        number: How many.
+        noun: What one of them is called, and what goes on with it: "label has".
+        plural: The same for none and for several; by default `noun` with an s.
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

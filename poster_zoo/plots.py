@@ -23,7 +23,7 @@ from PIL import Image
 
 from poster_zoo.data.images import read_image
 from poster_zoo.draw import annotate
-from poster_zoo.errors import ImageError, MissingExtraError, OptionError, OutputError, printable
+from poster_zoo.errors import ImageError, MissingExtraError, OptionError, OutputError, counted, printable
 from poster_zoo.files import check_place, whole_file
 from poster_zoo.labels import canonical_label
 from poster_zoo.predict import Prediction
@@ -156,7 +156,7 @@ def contact_sheet(
 
 
 def _sheet_title(shown: int, total: int, truth: Sequence[str | None]) -> str:
-    images = f"{total:,} image{'s' if total != 1 else ''}"
+    images = counted(total, "image")
     count = images if shown == total else f"the first {shown} of {images}"
     marks = f": {RIGHT} right, {WRONG} wrong (dashed frame)" if any(truth) else ""
     return count[0].upper() + count[1:] + marks
@@ -287,7 +287,7 @@ def _photograph(image: Any, answers: Sequence[Prediction], alone: bool) -> _Phot
     faces = sum(answer.face is not None for answer in answers)
     said = "no face found; the whole image was answered"
     if faces or not answers[0].sought:
-        said = f"{faces:,} face{'s' if faces != 1 else ''}" if faces else ""
+        said = counted(faces, "face") if faces else ""
         if drawing.unnamed:
             said += f"; there is no room for the names of {drawing.unnamed:,}"
     return _Photograph(drawing.image, name, said, None)
@@ -419,7 +419,7 @@ def _matrix_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
 def _matrix_title(evaluation: Evaluation) -> str:
     present, classes = evaluation.classes_with_images, len(evaluation.labels)
     return (
-        f"{evaluation.images:,} image{'s' if evaluation.images != 1 else ''}: accuracy {evaluation.accuracy:.3f}\n"
+        f"{counted(evaluation.images, 'image')}: accuracy {evaluation.accuracy:.3f}\n"
         f"mean class accuracy {evaluation.mean_class_accuracy:.3f} over "
         f"{classes if present == classes else f'the {present} of {classes}'} classes"
         f"{'' if present == classes else ' that have images'}"
@@ -478,10 +478,10 @@ def mistakes(answers: Answers, *, out: str | Path) -> None:
 
 def _mistakes_title(shown: int, wrong: int, images: int) -> str:
     if not wrong:
-        return f"No mistake in {images:,} images"
+        return f"No mistake in {counted(images, 'image')}"
     if shown < wrong:
-        return f"The {shown} most confident of {wrong:,} mistakes in {images:,} images"
-    return f"All mistakes in {images:,} images ({wrong}), most confident first"
+        return f"The {shown} most confident of {wrong:,} mistakes in {counted(images, 'image')}"
+    return f"All mistakes in {counted(images, 'image')} ({wrong}), most confident first"
 
 
 def calibration(evaluation: Evaluation, *, out: str | Path) -> None:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from poster_zoo.data.images import ImageSource, each_image, is_many, read_image
 from poster_zoo.data.transforms import split_transform
 from poster_zoo.devices import check_device, meeting_options
-from poster_zoo.errors import ImageError, LabelError, MissingExtraError, OptionError, WeightsError
+from poster_zoo.errors import ImageError, LabelError, MissingExtraError, OptionError, WeightsError, counted
 from poster_zoo.faces import Detector, Face, FaceDetector, Faces, align_faces
 from poster_zoo.faces.align import similarity
 from poster_zoo.faces.detect import faces_of
@@ -508,7 +508,7 @@ def _read_labels(model: nn.Module, given: Sequence[str] | None) -> tuple[str, ..
     outputs = getattr(model, "num_classes", len(labels))
     if outputs != len(labels):
         raise LabelError(
-            f"{name} has {outputs} outputs and {len(labels)} label names ({', '.join(labels)}); "
+            f"{name} has {counted(outputs, 'output')} and {counted(len(labels), 'label name')} ({', '.join(labels)}); "
             f"give `labels` one name for each output in order."
         )
     return labels

@@ -29,6 +29,7 @@ from sklearn import metrics
 import poster_zoo
 from poster_zoo.cli import main
 from poster_zoo.data import create_transform
+from poster_zoo.errors import counted
 from poster_zoo.labels import FERPLUS
 
 COMMAND = [sys.executable, "-m", "poster_zoo"]
@@ -412,6 +413,35 @@ def test_without_a_model_the_embedded_one_answers_about_a_real_face(root: Path) 
 # --- predict with labels
 
 
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(0, "0 images"), (1, "1 image"), (2, "2 images"), (1200, "1,200 images")],
+)
+def test_what_is_counted_is_named_as_its_number_wants(number: int, words: str) -> None:
+    assert counted(number, "image") == words
+    verb = "is" if number == 1 else "are"
+    assert counted(number, "class is", "classes are") == f"{number:,} class{'' if number == 1 else 'es'} {verb}"
+
+
+def test_one_image_is_no_images(photos: Path, model: str) -> None:
+    labels = photos.parent / "labels.csv"
+    labels.write_text("image,label\ntest_0001_aligned.png,Happiness\ngone.png,Fear\n")
+    image = str(photos / "test_0001_aligned.png")
+    given = ["predict", "-m", model, "--faces", "none"]
+    told = run(*given, image, image, "--labels", str(labels), "--json").stderr
+    assert "1 image was given more than once" in told
+    assert "1 labelled image: accuracy" in told
+    assert "1 label has no image here" in told
+    out = str(photos.parent / "out")
+    assert run(*given, image, "--out", out).stderr.startswith(f"{out} holds the answers about 1 image.\n")
+    assert run(*given, image, "--out", out).stderr.startswith(
+        f"{out} holds the answers about 1 image, by an earlier run."
+    )
+    assert run(*given, "gone.png", image, "--json").stderr.startswith("1 of 2 images failed")
+    (photos / "broken.png").write_bytes(b"no image")
+    assert run(*given, str(photos / "broken.png"), "--json").stderr.startswith("1 of 1 image failed")
+
+
 @pytest.fixture
 def labelled(photos: Path) -> Path:
     """RAF-DB's list for the three images and one more: Happiness, Surprise, Fear, Sadness."""
@@ -435,8 +465,8 @@ def test_labels_add_the_true_names_and_numbers_and_the_scores(photos: Path, labe
         "over the 3 of 8 classes that have images"
     )
     assert expected in result.stderr
-    assert "1 of 4 images have no label, as 'photos/unlabelled.png'" in result.stderr
-    assert "1 labels have no image here, as that of 'test_0004.png'" in result.stderr
+    assert "1 of 4 images has no label, as 'photos/unlabelled.png'" in result.stderr
+    assert "1 label has no image here, as that of 'test_0004.png'" in result.stderr
 
     table = run(*given)
     assert expected in table.stdout

@@ -409,8 +409,8 @@ def test_a_photograph_that_is_gone_before_its_crops_are_cut_costs_no_other_answe
     assert result.exit_code == 1
     assert len(lines(result)) == 4
     assert [path.name for path in Path("crops").rglob("*.png")] == ["1_1.png"]
-    assert "Wrote 1 crops into crops\n" in result.stderr
-    assert "1 of 3 images have no crops; the first: 'photos/a/1.png' does not exist" in result.stderr
+    assert "Wrote 1 crop into crops\n" in result.stderr
+    assert "1 of 3 images has no crops; the first: 'photos/a/1.png' does not exist" in result.stderr
 
 
 def test_half_a_crop_is_never_in_place(photos: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:

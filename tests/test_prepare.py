@@ -356,7 +356,7 @@ def test_the_command_prints_a_table_and_says_what_it_skipped(faces: Path) -> Non
         ["sad", "1", "0"],
     ]
     assert result.stderr == (
-        "out holds the crops of 4 of 5 photographs.\nSkipped: 1 no face was found; out/skipped.csv names them.\n"
+        "out holds the crops of 4 of 5 photographs.\nSkipped: no face was found (1); out/skipped.csv has the names.\n"
     )
     again = run("prepare", "photos", "out", "--json")
     assert json.loads(again.stdout)["before"] == 5

@@ -833,7 +833,7 @@ def test_the_command_writes_film_table_and_picture(film: Path, tmp_path: Path) -
     header, first = (line.split() for line in result.stdout.splitlines())
     assert header[:2] == ["face", "from"]
     assert first[:6] == ["1", "0.08", "s", "0.44", "s", "10"]  # from the second look on
-    assert "12 frames, 1 faces" in result.stderr
+    assert "12 frames, 1 face, " in result.stderr
     assert len(read_all(out)[0]) == 12
     with table.open() as file:
         rows = list(csv.DictReader(file))
@@ -877,7 +877,7 @@ def test_on_a_terminal_a_bar_counts_the_frames(film: Path, monkeypatch: pytest.M
     os.close(ours)
     written = b"".join(heard).decode()
     assert re.search(r"100%\|.*\| 8/8 \[.*frames", written)
-    assert "8 frames, 1 faces" in written
+    assert "8 frames, 1 face, " in written
     # Into a file there goes none.
     assert "%|" not in run("video", str(film), "--seconds", "0.1").stderr
 

@@ -114,6 +114,8 @@ def test_labels_of_another_head_are_not_kept(tmp_path: Path) -> None:
     assert "label_names" not in json.loads((folder / "config.json").read_text())
     with pytest.raises(LabelError, match="2 label names were given for a model of 3 classes"):
         poster_zoo.save_pretrained(poster_zoo.create_model("poster_tiny", num_classes=3), tmp_path, ["a", "b"])
+    with pytest.raises(LabelError, match="1 label name was given for a model of 3 classes"):
+        poster_zoo.save_pretrained(poster_zoo.create_model("poster_tiny", num_classes=3), tmp_path, ["a"])
 
 
 def test_nothing_is_left_behind_where_a_folder_cannot_be_written(tiny: tuple[Any, Path], tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from poster_zoo.cli.options import (
     model_option,
 )
 from poster_zoo.cli.output import note, print_json, print_table
-from poster_zoo.errors import printable
+from poster_zoo.errors import counted, printable
 
 if TYPE_CHECKING:
     from poster_zoo.data.datasets import FaceDataset
@@ -159,15 +159,18 @@ def _warn(parts: Sequence[FaceDataset], split: str, answers: Mapping[str, Answer
     for name, of in answers.items():
         for label in of.only_data:
             count = of.evaluation.per_class[label].count
-            note(f"{name} has no class {label}; the {count} images of it count as wrong.")
+            wrong = "the 1 image of it counts" if count == 1 else f"the {count:,} images of it count"
+            note(f"{name} has no class {label}; {wrong} as wrong.")
     any_answers = next(iter(answers.values()))
     bad = _bad_images(any_answers)
     for one in bad["first"][:1]:
-        note(f"{bad['count']} images were left out; the first: {printable(one['source'])}: {one['reason']}")
+        out = counted(bad["count"], "image was", "images were")
+        note(f"{out} left out; the first: {printable(one['source'])}: {one['reason']}")
     benchmark, images = any_answers.dataset.benchmark, len(any_answers.places)
     if benchmark is not None and benchmark.images not in (None, images):
+        here = "is 1" if images == 1 else f"are {images:,}"
         note(
-            f"{benchmark.name} has {benchmark.images:,} images, and here are {images:,}: other data in its layout, or "
+            f"{benchmark.name} has {benchmark.images:,} images, and here {here}: other data in its layout, or "
             "a part of it. Published numbers are not about these images."
         )
 
@@ -238,7 +241,7 @@ class _TwoModels:
 
     def tell(self) -> None:
         compared, dataset = self.comparison, self.first.dataset
-        click.echo(printable(f"{dataset.name} {dataset.split}, {compared.first.images:,} images"))
+        click.echo(printable(f"{dataset.name} {dataset.split}, {counted(compared.first.images, 'image')}"))
         click.echo()
         rows = zip(_side(compared.first), _side(compared.second), strict=True)
         print_table(
@@ -262,7 +265,7 @@ class _TwoModels:
 
 def _counted(evaluation: Evaluation) -> str:
     speed = "" if evaluation.images_per_second is None else f", {evaluation.images_per_second:.1f} a second"
-    return f"{evaluation.images:,} images{speed}"
+    return f"{counted(evaluation.images, 'image')}{speed}"
 
 
 def _summary(evaluation: Evaluation) -> Iterator[tuple[str, str, str]]:
@@ -325,7 +328,7 @@ def _tell_matrix(evaluation: Evaluation) -> None:
 
 def _tell_published(beside: Sequence[Beside], images: int) -> None:
     dataset, size = beside[0].dataset, beside[0].dataset_images
-    other = "" if images == size else f", which these {images:,} are not"
+    other = "" if images == size else ", which this 1 is not" if images == 1 else f", which these {images:,} are not"
     click.echo(f"Published about {dataset}" + ("" if size is None else f", {size:,} images{other}") + ":")
     rows = [
         (

@@ -10,7 +10,7 @@ from poster_zoo.cli.inputs import find_images
 from poster_zoo.cli.models import load_model
 from poster_zoo.cli.options import checkpoint_option, examples, json_option
 from poster_zoo.cli.output import note, print_json
-from poster_zoo.errors import printable
+from poster_zoo.errors import counted, printable
 
 if TYPE_CHECKING:
     from poster_zoo.export import Exported
@@ -98,8 +98,9 @@ def _tell(exported: Exported) -> None:
         f"{metadata.model} as {exported.format}, in {metadata.precision}: {metadata.output} of any number of "
         f"{metadata.colours} images of {metadata.size[0]} × {metadata.size[1]} pixels."
     )
-    text = f"its answers on {change.images} images differ from the model's by at most {change.output:.1e}"
+    text = f"its answers on {counted(change.images, 'image')} differ from the model's by at most {change.output:.1e}"
     if change.probability is not None:
-        text += f", the probabilities by {change.probability:.1e}; {change.labels} of {change.images} labels changed"
+        labels = f"{change.labels} of {counted(change.images, 'label')} changed"
+        text += f", the probabilities by {change.probability:.1e}; {labels}"
     click.echo(f"Checked: read back, {text}.")
     click.echo(f"Wrote {printable(str(exported.out))}, {exported.size / 1e6:.1f} MB")

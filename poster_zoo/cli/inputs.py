@@ -8,6 +8,7 @@ from pathlib import Path
 
 from poster_zoo.cli.errors import WrongUse
 from poster_zoo.cli.output import note
+from poster_zoo.errors import counted
 
 __all__ = ["check_picture", "find_images"]
 
@@ -26,7 +27,7 @@ def find_images(paths: Sequence[str]) -> list[str]:
     for image in found:
         once.setdefault(os.path.abspath(image), image)
     if twice := len(found) - len(once):
-        note(f"{twice} image{' was' if twice == 1 else 's were'} given more than once and will be answered once.")
+        note(f"{counted(twice, 'image was', 'images were')} given more than once and will be answered once.")
     return list(once.values())
 
 

@@ -12,7 +12,7 @@ import click
 
 from poster_zoo.errors import printable
 
-__all__ = ["Columns", "make_encodable", "note", "print_json", "print_table"]
+__all__ = ["Columns", "earlier", "make_encodable", "note", "print_json", "print_table"]
 
 
 def make_encodable() -> None:
@@ -24,6 +24,13 @@ def make_encodable() -> None:
 def note(text: str) -> None:
     """Print words for people on stderr."""
     click.echo(text, err=True)
+
+
+def earlier(before: int, total: int) -> str:
+    """Return what is said of how many of `total` an earlier run did."""
+    if not before:
+        return ""
+    return f", {before:,} of them by an earlier run" if total > 1 else ", by an earlier run"
 
 
 def print_json(value: Any) -> None:

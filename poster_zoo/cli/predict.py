@@ -26,8 +26,8 @@ from poster_zoo.cli.options import (
     model_option,
     plot_option,
 )
-from poster_zoo.cli.output import note, print_table
-from poster_zoo.errors import LabelError
+from poster_zoo.cli.output import earlier, note, print_table
+from poster_zoo.errors import LabelError, counted
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -207,9 +207,11 @@ def command(
     _report_failures(tally.failures, len(images), tally.first_failure)
     _report_without_face(tally.without_face, len(images))
     if crops is not None:
-        note(f"Wrote {crops.written} crops into {save_crops}")
+        note(f"Wrote {counted(crops.written, 'crop')} into {save_crops}")
         if crops.failures:
-            note(f"{crops.failures} of {len(images)} images have no crops; the first: {crops.first_failure}")
+            of = counted(len(images), "image")
+            has = "has" if crops.failures == 1 else "have"
+            note(f"{crops.failures} of {of} {has} no crops; the first: {crops.first_failure}")
     evaluation = _report_truth(truth, tally, labels, to_stderr=as_json or as_csv) if truth else None
     _draw(sheet, matrix, tally, len(images), evaluation)
     ctx.exit(1 if tally.failures or (crops is not None and crops.failures) else 0)
@@ -225,8 +227,8 @@ def _answers(predictor: Predictor, images: Sequence[str], processes: PartialStat
 
 def _report_outcome(outcome: Outcome, out: str) -> int:
     """Say what a folder of answers holds; return the exit status."""
-    before = f", {outcome.before} of them by an earlier run" if outcome.before else ""
-    note(f"{out} holds the answers about {outcome.images} images{before}.")
+    before = earlier(outcome.before, outcome.images)
+    note(f"{out} holds the answers about {counted(outcome.images, 'image')}{before}.")
     _report_failures(outcome.failures, outcome.images, outcome.first_failure)
     _report_without_face(outcome.without_face, outcome.images)
     return 1 if outcome.failures else 0
@@ -234,12 +236,12 @@ def _report_outcome(outcome: Outcome, out: str) -> int:
 
 def _report_failures(failures: int, images: int, first: str) -> None:
     if failures:
-        note(f"{failures} of {images} images failed; the first: {first}")
+        note(f"{failures} of {counted(images, 'image')} failed; the first: {first}")
 
 
 def _report_without_face(without: int, images: int) -> None:
     if without:
-        note(f"No face was found in {without} of {images} images; the whole image was answered there.")
+        note(f"No face was found in {without} of {counted(images, 'image')}; the whole image was answered there.")
 
 
 @dataclass
@@ -291,9 +293,11 @@ def _read_truth(labels_file: str | None, images: Sequence[str], labels: Sequence
 def _report_truth(truth: Pairing, tally: _Tally, labels: Sequence[str], to_stderr: bool) -> Evaluation | None:
     """Print what the labels say of the answers; return it, or None where no labelled image could be read."""
     if truth.without_label:
-        note(f"{len(truth.without_label)} of {len(truth.labels)} images have no label, as {truth.without_label[0]!r}.")
+        without, of = len(truth.without_label), counted(len(truth.labels), "image")
+        note(f"{without} of {of} {'has' if without == 1 else 'have'} no label, as {truth.without_label[0]!r}.")
     if truth.without_file:
-        note(f"{len(truth.without_file)} labels have no image here, as that of {truth.without_file[0]!r}.")
+        without_file = counted(len(truth.without_file), "label has", "labels have")
+        note(f"{without_file} no image here, as that of {truth.without_file[0]!r}.")
     if not tally.true:
         note("No image with a label could be read; there is no accuracy.")
         return None
@@ -302,7 +306,7 @@ def _report_truth(truth: Pairing, tally: _Tally, labels: Sequence[str], to_stder
     evaluation = evaluate(tally.true, tally.predicted, labels)
     present, classes = evaluation.classes_with_images, len(labels)
     click.echo(
-        f"\n{evaluation.images} labelled images: accuracy {evaluation.accuracy:.4f}, mean class accuracy "
+        f"\n{counted(evaluation.images, 'labelled image')}: accuracy {evaluation.accuracy:.4f}, mean class accuracy "
         f"{evaluation.mean_class_accuracy:.4f} over the {present} of {classes} classes that have images\n",
         err=to_stderr,
     )

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from poster_zoo.cli.options import device_option, examples, json_option
-from poster_zoo.cli.output import note, print_json, print_table
+from poster_zoo.cli.output import earlier, note, print_json, print_table
+from poster_zoo.errors import counted
 
 if TYPE_CHECKING:
     from poster_zoo.faces.prepare import Prepared, Several
@@ -57,11 +58,11 @@ def command(
     else:
         _print(prepared)
     crops, photographs = sum(prepared.crops.values()), sum(prepared.photographs.values())
-    before = f", {prepared.before} of them by an earlier run" if prepared.before else ""
-    note(f"{out} holds the crops of {crops} of {photographs} photographs{before}.")
+    before = earlier(prepared.before, photographs)
+    note(f"{out} holds the crops of {crops:,} of {counted(photographs, 'photograph')}{before}.")
     if prepared.skipped:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in prepared.skipped.most_common())
-        note(f"Skipped: {reasons}; {out}/skipped.csv names them.")
+        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in prepared.skipped.most_common())
+        note(f"Skipped: {reasons}; {out}/skipped.csv has the names.")
     ctx.exit(0 if crops else 1)
 
 

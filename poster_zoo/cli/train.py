@@ -12,7 +12,7 @@ import click
 
 from poster_zoo.cli.options import examples, json_option
 from poster_zoo.cli.output import note, print_json, print_table
-from poster_zoo.errors import ImageError, PosterZooError, WeightsError
+from poster_zoo.errors import ImageError, PosterZooError, WeightsError, counted
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -206,7 +206,8 @@ def _train(
         say("All begins with random numbers, and the landmark stream learns with the rest.")
     if options["check"]:
         faces = _checked(faces, wanted["skip_bad"], accelerator)
-    say(f"{len(faces.data)} images to train on. {selection_words(recipe.select_on)}: {len(faces.valid)} images.")
+    held, valid = counted(len(faces.data), "image"), counted(len(faces.valid), "image")
+    say(f"{held} to train on. {selection_words(recipe.select_on)}: {valid}.")
 
     def tell_epoch(row: Mapping[str, Any]) -> None:
         say(_epoch_line(row, recipe))

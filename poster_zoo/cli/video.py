@@ -26,6 +26,7 @@ from poster_zoo.cli.options import (
     plot_option,
 )
 from poster_zoo.cli.output import note, print_json, print_table
+from poster_zoo.errors import counted
 
 if TYPE_CHECKING:
     from poster_zoo.video import FrameAnswer, Timeline
@@ -139,8 +140,9 @@ def command(
         trouble = video.trouble
         skipped = video.skipped if isinstance(video, Camera) else 0
 
-    left_out = f", {skipped} that came in between were left out" if skipped else ""
-    note(f"{frames} frames, {timeline.total} faces, {rate:.1f} frames a second{left_out}.")
+    between = counted(skipped, "that came in between was", "that came in between were")
+    left_out = f", {between} left out" if skipped else ""
+    note(f"{counted(frames, 'frame')}, {counted(timeline.total, 'face')}, {rate:.1f} frames a second{left_out}.")
     if not as_json:
         _print_faces(timeline)
     if out is not None:

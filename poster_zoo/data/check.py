@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from poster_zoo.data.datasets import NO_LABEL, FaceDataset
 from poster_zoo.data.datasets.splits import SPLITS
-from poster_zoo.errors import FaultyDataError, ImageError, MissingImageError
+from poster_zoo.errors import FaultyDataError, ImageError, MissingImageError, counted
 
 __all__ = ["NAMED", "Copies", "Fault", "Report", "SplitReport", "check_dataset", "without_bad"]
 
@@ -138,7 +138,8 @@ class Report:
         for part in self.splits:
             for kind, faults in part.kinds.items():
                 if faults:
-                    lines.append(f"{part.collection} {part.split}: {len(faults)} of {part.images} images {kind}:")
+                    of = counted(part.images, "image")
+                    lines.append(f"{part.collection} {part.split}: {len(faults):,} of {of} {kind}:")
                     lines += _first(fault.reason for fault in faults)
         return lines
 
@@ -148,8 +149,7 @@ class Report:
             return []
         pairs = Counter(copies.splits for copies in self.copies)
         spread = ", ".join(f"{count} in {' and '.join(splits)}" for splits, count in sorted(pairs.items()))
-        one = len(self.copies) == 1
-        head = f"{len(self.copies)} {'picture is' if one else 'pictures are'} in several splits ({spread}):"
+        head = f"{counted(len(self.copies), 'picture is', 'pictures are')} in several splits ({spread}):"
         return [head, *_first(" = ".join(source for _, source in copies.places) for copies in self.copies)]
 
     def to_dict(self) -> dict[str, Any]:

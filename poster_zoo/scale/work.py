@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
-from poster_zoo.errors import ClusterError, OptionError, OutputError
+from poster_zoo.errors import ClusterError, OptionError, OutputError, counted
 from poster_zoo.predict import Prediction, Predictor, join_processes
 from poster_zoo.scale.answers import Answerer
 from poster_zoo.scale.plan import FileFormat, Plan, begin, detector_digest, weights_digest
@@ -122,7 +122,8 @@ def predict_into(
         else:
             _answer_in_processes(plan, pending, predictor, processes, bar)
     if missing := plan.pending():
-        raise ClusterError(f"{len(missing)} parts of {str(folder)!r} are missing; repeat the call to go on.")
+        parts = counted(len(missing), "part is", "parts are")
+        raise ClusterError(f"{parts} missing in {str(folder)!r}; repeat the call to go on.")
     if first:
         plan.tidy()
     return Outcome(folder, plan.images, before, **asdict(plan.tally()))

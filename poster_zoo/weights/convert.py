@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from poster_zoo.errors import UnknownModelError, WeightsError, WeightsNotFoundError, nearest, printable
+from poster_zoo.errors import UnknownModelError, WeightsError, WeightsNotFoundError, counted, nearest, printable
 from poster_zoo.models._builder import ENTRIES, weights_name
 from poster_zoo.models._registry import create_model
 from poster_zoo.weights.card import model_card
@@ -258,9 +258,10 @@ def _shapes(name: str) -> dict[str, tuple[int, ...]]:
 def _unknown_layout(path: Path, tensors: Mapping[str, Tensor], fits: Mapping[str, list[str]]) -> str:
     parts = Counter(name.split(".")[0] for name in tensors)
     held = ", ".join(f"{_shown(part)} ({count})" for part, count in parts.most_common(5))
-    lines = [f"{path} holds {len(tensors)} tensors ({held}) and fits no release that convert knows. Nearest:"]
+    number = counted(len(tensors), "tensor")
+    lines = [f"{path} holds {number} ({held}) and fits no release that convert knows. Nearest:"]
     for name in sorted(fits, key=lambda n: len(fits[n]))[:3]:
-        count = f"{len(fits[name])} difference{'' if len(fits[name]) == 1 else 's'}"
+        count = counted(len(fits[name]), "difference")
         first = "; ".join(map(_shown, fits[name][:3]))
         lines.append(f"  {name}: {count}: {first}{' …' if len(fits[name]) > 3 else ''}")
     lines.append("Convert takes the authors' own files; for a network of your own use poster_zoo.save_pretrained.")

@@ -32,6 +32,7 @@ from poster_zoo.errors import (
     WeightsError,
     WeightsMismatchError,
     WeightsNotFoundError,
+    counted,
     nearest,
 )
 from poster_zoo.models._builder import ENTRIES, load_weights, weights_name
@@ -310,7 +311,8 @@ def _named(config: dict[str, Any], label_names: Sequence[str] | None) -> dict[st
     names = list(config.get("label_names") or () if label_names is None else label_names)
     if len(names) != classes and (names or classes not in (0, entry.num_outputs)):
         raise LabelError(
-            f"The model has {classes} classes and {len(names) or 'no'} label names; "
+            f"The model has {counted(classes, 'class', 'classes')} and "
+            f"{counted(len(names), 'label name') if names else 'no label names'}; "
             "give label_names (to push_to_hub, or when you save it), one for each class in the order of the logits."
         )
     return config | {"label_names": names} if names else config

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from poster_zoo.errors import LabelError, OptionError, WeightsError
+from poster_zoo.errors import LabelError, OptionError, WeightsError, counted
 from poster_zoo.models._registry import create_model
 
 __all__ = ["from_pretrained", "model_config", "save_pretrained", "write_folder"]
@@ -40,7 +40,8 @@ def model_config(
     classes = int(model.num_classes)
     names = list(label_names) if label_names is not None else list(cfg.get("label_names") or ())
     if label_names is not None and len(names) != classes:
-        raise LabelError(f"{len(names)} label names were given for a model of {classes} classes; give one a class.")
+        given = counted(len(names), "label name was", "label names were")
+        raise LabelError(f"{given} given for a model of {counted(classes, 'class', 'classes')}; give one a class.")
     names = names if len(names) == classes else []
     for source in ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "label_names"):
         cfg.pop(source, None)

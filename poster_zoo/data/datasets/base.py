@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from poster_zoo.data.datasets.files import Images
 from poster_zoo.data.images import read_image
-from poster_zoo.errors import LabelError
+from poster_zoo.errors import LabelError, counted
 from poster_zoo.labels import canonical_label, match_labels
 
 __all__ = ["NO_LABEL", "Benchmark", "FaceDataset", "join", "places"]
@@ -90,7 +90,7 @@ class FaceDataset(Dataset[tuple[Any, Any]]):
         self._written = written or {}
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r}, {self.split!r}): {len(self)} images"
+        return f"{type(self).__name__}({self.name!r}, {self.split!r}): {counted(len(self), 'image')}"
 
     def __len__(self) -> int:
         return len(self._rows)
