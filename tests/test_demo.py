@@ -5,20 +5,24 @@ Gradio wants an older pillow than the newest, so these tests have an environment
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 from PIL import Image
@@ -433,5 +437,25 @@ def test_the_space_is_the_same_page(root: Path) -> None:
     values = dict(line.split(": ", 1) for line in front.splitlines())
     assert values["sdk"] == "gradio"
     assert (space / values["app_file"]).is_file()
-    assert (space / "requirements.txt").read_text().split() == ["poster-zoo[demo,video]"]
-    compile((space / "app.py").read_text(encoding="utf-8"), "app.py", "exec")
+
+
+def test_a_space_installs_what_the_package_beside_its_page_needs(root: Path) -> None:
+    setup = configparser.ConfigParser()
+    setup.read(root / "setup.cfg", encoding="utf-8")
+    extras = setup["options.extras_require"]
+    needed = "\n".join((setup["options"]["install_requires"], extras["demo"], extras["video"])).split("\n")
+    lines = (root / "examples" / "space" / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if not line.startswith("#")] == [line for line in needed if line]
+
+
+def test_what_the_space_calls_is_there(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its page is run with the names that it imports, and with their arguments; only the waiting is left out."""
+    build_page, serve = create_autospec(demo.build_page), create_autospec(demo.serve)
+    monkeypatch.setattr(demo, "build_page", build_page)
+    monkeypatch.setattr(demo, "serve", serve)
+    monkeypatch.setattr(threading.Event, "wait", lambda _: True)
+    runpy.run_path(str(root / "examples" / "space" / "app.py"), run_name="__main__")
+    build_page.assert_called_once_with(seconds=20)
+    assert serve.call_args.args == (build_page.return_value,)
+    assert serve.call_args.kwargs["host"] == "0.0.0.0"  # noqa: S104  # as Spaces ask
+    assert serve.call_args.kwargs["port"] == 7860
