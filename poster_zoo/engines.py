@@ -5,7 +5,6 @@ The graph is the one that `export` writes and compares with the model, in float3
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from poster_zoo.errors import MissingExtraError, OptionError, nearest
 from poster_zoo.export import INPUT, export
+from poster_zoo.extras import installed
 
 __all__ = ["ENGINES", "OtherEngine", "on_engine"]
 
@@ -94,7 +94,7 @@ def check_engine(engine: str) -> None:
     if engine not in ENGINES:
         known = ["torch", *ENGINES]
         raise OptionError(f"There is no engine {engine!r}.{nearest(engine, known)} Choose one of {', '.join(known)}.")
-    if importlib.util.find_spec(engine) is None:
+    if not installed(engine):
         raise MissingExtraError(
             f"The engine {engine!r} needs {engine}, which is not installed: "
             f'pip install "poster-zoo[{_EXTRAS[engine]}]".'

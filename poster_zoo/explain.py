@@ -23,7 +23,6 @@ Needs the extra `explain` (captum).
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +40,7 @@ from torch.nn import functional as F
 from poster_zoo.data.images import ImageSource, each_image, is_many, read_image
 from poster_zoo.data.transforms import split_transform
 from poster_zoo.errors import MissingExtraError, OptionError, WeightsError
+from poster_zoo.extras import installed
 from poster_zoo.labels import match_labels
 from poster_zoo.models._builder import ENTRIES
 from poster_zoo.models.poster import CrossAttention, Poster
@@ -204,7 +204,7 @@ class Explainer:
         device: str | torch.device | None = None,
         labels: Sequence[str] | None = None,
     ) -> None:
-        if importlib.util.find_spec("captum") is None:
+        if not installed("captum"):
             raise MissingExtraError(
                 'Explanations need captum, which is not installed: pip install "poster-zoo[explain]".'
             )

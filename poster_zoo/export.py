@@ -17,7 +17,6 @@ those of torch, takes seven times as long or more, and with torch 2.6 fails.
 from __future__ import annotations
 
 import copy
-import importlib.util
 import io
 import json
 import logging
@@ -49,6 +48,7 @@ from poster_zoo.errors import (
     WeightsNotFoundError,
     nearest,
 )
+from poster_zoo.extras import installed
 from poster_zoo.files import check_place, whole_file
 from poster_zoo.models._builder import refuse_detector
 from poster_zoo.models._registry import create_model
@@ -275,7 +275,7 @@ def _format(name: str) -> Format:
     if name not in FORMATS:
         raise OptionError(f"There is no format {name!r}.{nearest(name, FORMATS)} Choose one of {', '.join(FORMATS)}.")
     kind = _KINDS[name]
-    missing = [package for package in kind.packages if importlib.util.find_spec(package) is None]
+    missing = [package for package in kind.packages if not installed(package)]
     if missing:
         raise MissingExtraError(
             f"Exporting to {name} needs {' and '.join(missing)}, which is not installed: "
@@ -517,7 +517,7 @@ def _torch_properties(path: Path) -> dict[str, str]:
 
 
 def _onnx_properties(path: Path) -> dict[str, str]:
-    if importlib.util.find_spec("onnx") is None:
+    if not installed("onnx"):
         raise MissingExtraError(
             f'Reading {str(path)!r} needs onnx, which is not installed: pip install "poster-zoo[export]".'
         )

@@ -9,7 +9,6 @@ colour alone; heat that is laid over a picture or over time has a scale beside i
 from __future__ import annotations
 
 import csv
-import importlib.util
 import math
 import textwrap
 import warnings
@@ -24,6 +23,7 @@ from PIL import Image
 from poster_zoo.data.images import read_image
 from poster_zoo.draw import annotate
 from poster_zoo.errors import ImageError, MissingExtraError, OptionError, OutputError, counted, printable
+from poster_zoo.extras import installed
 from poster_zoo.files import check_place, whole_file
 from poster_zoo.labels import canonical_label
 from poster_zoo.predict import Prediction
@@ -106,7 +106,7 @@ def check_output(out: str | Path) -> Path:
     check_place("picture", path)
     if path.suffix.lower() not in FORMATS:
         raise OutputError(f"A picture cannot be written as {str(path)!r}; end its name in {', '.join(FORMATS)}.")
-    if importlib.util.find_spec("matplotlib") is None:
+    if not installed("matplotlib"):
         raise MissingExtraError('Drawing needs matplotlib, which is not installed: pip install "poster-zoo[plot]".')
     return path
 

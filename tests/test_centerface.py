@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import math
 from collections.abc import Mapping
@@ -276,8 +277,8 @@ def test_numbers_that_lie_in_other_files_are_not_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
 def test_without_onnx_the_extra_is_named(release: Path, tmp_path: Path, monkeypatch: Any, package: str) -> None:
-    found = graph.importlib.util.find_spec
-    monkeypatch.setattr(graph.importlib.util, "find_spec", lambda name: None if name == package else found(name))
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else found(name))
     with pytest.raises(MissingExtraError, match=rf'needs {package}, .* pip install "poster-zoo\[export\]"'):
         poster_zoo.convert(release, out=tmp_path / "out")
 

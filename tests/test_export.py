@@ -281,7 +281,7 @@ def test_a_detector_is_refused_in_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_told_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("poster_zoo.export.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r'onnx and onnxruntime.*pip install "poster-zoo\[export\]"'):
         export("poster_tiny")
 

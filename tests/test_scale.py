@@ -158,7 +158,7 @@ def test_without_pyarrow_answers_are_json_lines_and_parquet_says_what_to_install
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    monkeypatch.setattr("poster_zoo.scale.plan.find_spec", lambda name: None)
+    monkeypatch.setattr("poster_zoo.scale.plan.installed", lambda name: False)
     into("out", file_format=None)
     check(json_rows("out"))
     for ask in (lambda: into("table", file_format="parquet"), BatchPredictor):

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import resource
+import sys
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -443,6 +444,25 @@ def test_tensorboard_gets_every_row_once(tmp_path: Path) -> None:
     events.Reload()
     logged = [(event.step, event.value) for event in events.Scalars("train_loss")]
     assert logged == [(row["epoch"], pytest.approx(row["train_loss"])) for row in rows]
+
+
+@pytest.mark.parametrize("file", ["notes.txt", "__init__.py"])
+def test_no_run_ends_for_want_of_a_tensorboard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, file: str
+) -> None:
+    """A folder of that name beside us, as people keep their logs in, and a package that is broken."""
+    for name in [name for name in sys.modules if "tensorboard" in name]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / file).touch()
+    path = [str(tmp_path), *sys.path]
+    if file == "notes.txt":  # an installed one further down the path would be found
+        path = [folder for folder in path if not (Path(folder) / "tensorboard" / "__init__.py").is_file()]
+    monkeypatch.setattr(sys, "path", path)
+    assert len(trained(tmp_path / "run").rows) == QUICK.epochs
+    assert len(trained(tmp_path / "run", resume=True).rows) == QUICK.epochs
+    told = [record.message for record in caplog.records if "without TensorBoard" in record.message]
+    assert len(told) == (0 if file == "notes.txt" else 2)  # once a start
 
 
 def test_training_stops_early_where_nothing_gets_better(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
 from typing import IO, Literal, TypeAlias
@@ -19,6 +18,7 @@ import torch
 from torch import nn
 
 from poster_zoo.errors import OptionError, OutputError
+from poster_zoo.extras import installed
 from poster_zoo.faces import Detector, FaceDetector
 from poster_zoo.predict import Prediction, Predictor
 from poster_zoo.scale.arrow import pyarrow
@@ -241,7 +241,7 @@ def begin(folder: Path, inputs: list[str], predictor: Predictor, file_format: Fi
             )
         shutil.rmtree(plan.work / ATTEMPTS, ignore_errors=True)
         return
-    file_format = file_format or ("parquet" if find_spec("pyarrow") else "jsonl")
+    file_format = file_format or ("parquet" if installed("pyarrow") else "jsonl")
     if file_format == "parquet":
         pyarrow()
     tables, others = each_once(inputs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -11,6 +10,7 @@ import torch
 
 from poster_zoo.devices import meeting_options
 from poster_zoo.errors import ClusterError, MissingExtraError, OptionError, PosterZooError
+from poster_zoo.extras import installed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -34,7 +34,7 @@ def make_accelerator(device: str | None = None) -> Accelerator:
         MissingExtraError: accelerate is not installed.
         OptionError: A device that is not there, or a way to share the work that is not supported.
     """
-    if importlib.util.find_spec("accelerate") is None:
+    if not installed("accelerate"):
         raise MissingExtraError('Training needs accelerate, which is not installed: pip install "poster-zoo[train]".')
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs

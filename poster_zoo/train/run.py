@@ -17,7 +17,6 @@ where that is, the short `--resume` has all that it needs.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
@@ -42,6 +41,7 @@ from torch import Tensor, nn
 from poster_zoo._version import __version__
 from poster_zoo.errors import OptionError, PosterZooError, TrainingError, WeightsError
 from poster_zoo.evaluate import Evaluation, evaluate
+from poster_zoo.extras import installed
 from poster_zoo.files import locked_folder
 from poster_zoo.models._builder import ENTRIES
 from poster_zoo.train.recipe import Recipe, differences
@@ -143,6 +143,7 @@ class RunFolder:
         self._recipe: dict[str, Any] = {}
         self._facts: dict[str, Any] = {}
         self._board: Any = None
+        self._board_is_wanted = installed("tensorboard")
         self._lock: ExitStack | None = None
 
     def __enter__(self) -> RunFolder:
@@ -276,11 +277,16 @@ class RunFolder:
             raise _cannot_write(self.path, error) from error
 
     def _tensorboard(self, epoch: int) -> Any:
-        if self._board is None and importlib.util.find_spec("tensorboard") is not None:
-            from torch.utils.tensorboard import SummaryWriter
+        """Return what writes for TensorBoard, if that is installed; what is in its way is told once and ends no run."""
+        if self._board_is_wanted and self._board is None:
+            self._board_is_wanted = False
+            try:
+                from torch.utils.tensorboard import SummaryWriter
 
-            # What a run that was killed had written of this epoch and later ones is void.
-            self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=epoch)
+                # What a run that was killed had written of this epoch and later ones is void.
+                self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=epoch)
+            except Exception as error:  # noqa: BLE001 - a broken installation of it raises whatever its parts do
+                _logger.warning("The run goes on without TensorBoard, which cannot be used here: %s", error)
         return self._board
 
     def draw(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -288,7 +294,7 @@ class RunFolder:
 
         No run ends for want of a picture: what is in the way is only told.
         """
-        if importlib.util.find_spec("matplotlib") is None or not rows:
+        if not installed("matplotlib") or not rows:
             return
         try:
             from poster_zoo import plots

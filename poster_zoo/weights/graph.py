@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from poster_zoo.errors import MissingExtraError, WeightsError, WeightsNotFoundError
+from poster_zoo.extras import installed
 
 __all__ = ["read_constants", "run_graph"]
 
@@ -76,7 +76,7 @@ def _load(path: Path) -> Any:
 
 
 def _require(path: Path, package: str) -> None:
-    if importlib.util.find_spec(package) is None:
+    if not installed(package):
         raise MissingExtraError(
             f'Converting {str(path)!r} needs {package}, which is not installed: pip install "poster-zoo[export]".'
         )

@@ -15,6 +15,7 @@ from poster_zoo.data.datasets.splits import canonical_split
 from poster_zoo.data.datasets.table import spellings
 from poster_zoo.data.label_files import FILE_COLUMNS, LABEL_COLUMNS
 from poster_zoo.errors import DatasetError, MissingExtraError, MissingImageError, OptionError, nearest
+from poster_zoo.extras import installed
 from poster_zoo.labels import canonical_label
 
 if TYPE_CHECKING:
@@ -118,12 +119,10 @@ def _parse(root: str) -> tuple[str, dict[str, str]]:
 
 def _load(place: str, config: str | None, revision: str | None) -> dict[str, Dataset]:
     """Return the tables of all splits."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError(
-            'Reading hf:… needs datasets, which is not installed: pip install "poster-zoo[hf]".'
-        ) from error
+    if not installed("datasets"):
+        raise MissingExtraError('Reading hf:… needs datasets, which is not installed: pip install "poster-zoo[hf]".')
+    import datasets
+
     path = Path(place)
     try:
         if path.is_file():
