@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
+import os
 import re
 import resource
+import stat
 import sys
 from functools import partial
 from itertools import chain
@@ -601,6 +604,25 @@ def test_a_full_disk_stops_with_a_sentence_and_the_checkpoint_before_it(tmp_path
     poster_zoo.create_model(f"local-dir:{tmp_path / 'run' / 'last'}")
     resumed = trained(tmp_path / "run", recipe, resume=True)
     assert numbers(resumed.rows) == numbers(trained(tmp_path / "straight", recipe).rows)
+
+
+def test_what_is_brought_to_the_disk_is_open_for_writing_as_windows_wants_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl", reason="Windows itself wants it so")
+    synced, real = [], os.fsync
+
+    def strict(handle: int) -> None:
+        if not stat.S_ISDIR(os.fstat(handle).st_mode):
+            if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+                raise OSError(errno.EBADF, "Bad file descriptor")
+            synced.append(os.fstat(handle).st_ino)
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", strict)
+    trained(tmp_path / "run", changed(epochs=1))
+    for name in ("recipe.json", "metrics.jsonl", "last/model.safetensors", "last/trainer.json", "best/config.json"):
+        assert (tmp_path / "run" / name).stat().st_ino in synced, name
 
 
 def test_the_landmark_stream_of_a_trained_poster_is_the_one_it_began_with(tmp_path: Path) -> None:

@@ -498,9 +498,10 @@ def _finish_renaming(folder: Path) -> None:
 
 
 def _bring_to_disk(path: Path) -> None:
-    if os.name != "posix" and path.is_dir():
+    folder = path.is_dir()
+    if folder and os.name != "posix":
         return  # other systems let no folder be opened
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)  # Windows wants a file that can be written
     try:
         os.fsync(handle)
     finally:
