@@ -37,7 +37,13 @@ __all__ = [
 
 
 class PosterZooError(Exception):
-    """Base of every error that poster_zoo raises on purpose."""
+    """Base of every error that poster_zoo raises on purpose.
+
+    Attributes:
+        said: Whether another process is known to raise the same, and to say it where this one would.
+    """
+
+    said: bool = False
 
 
 class UnknownModelError(PosterZooError, ValueError):

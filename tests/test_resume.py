@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,10 @@ from torch import Tensor
 from training_faces import OPTIONS, QUICK, SMALL, faces, invoke, numbers, small_model, valid_faces
 
 import poster_zoo
-from poster_zoo.errors import ClusterError, OptionError, TrainingError
+from poster_zoo.errors import ClusterError, LabelError, OptionError, PosterZooError, TrainingError
 from poster_zoo.train import Recipe, make_accelerator, train
 from poster_zoo.train.interrupt import Interrupt
-from poster_zoo.train.processes import on_main
+from poster_zoo.train.processes import by_all, on_main
 
 TESTS = Path(__file__).parent
 ENVIRONMENT = os.environ | {
@@ -324,6 +326,29 @@ def told_of_a_bug(folder: Path) -> None:
         (folder / f"told-{accelerator.process_index}").write_text(f"{type(error).__name__}: {error}")
 
 
+def told_by_one(folder: Path) -> None:
+    """Let processes fail each by its own error, by the same, and the second alone; write down what is told where."""
+    accelerator = make_accelerator("cpu")
+    rank = accelerator.process_index
+
+    def fail(errors: Sequence[str]) -> None:
+        if errors[rank]:
+            raise LabelError(errors[rank])
+
+    told = []
+    for errors in (("no disk", "no room"), ("no model", "no model"), ("", "no data")):
+        try:
+            by_all(accelerator, partial(fail, errors))
+        except PosterZooError as error:
+            told.append("" if error.said else f"{type(error).__name__}: {error}")
+    try:
+        on_main(accelerator, lambda: fail(("no run", "")))
+    except PosterZooError as error:
+        told.append("" if error.said else f"{type(error).__name__}: {error}")
+    assert by_all(accelerator, lambda: rank) == rank
+    (folder / f"said-{rank}").write_text("\n".join(told))
+
+
 def free_port() -> int:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
@@ -340,7 +365,7 @@ def launch(*program: str) -> list[str]:
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     program = "import sys, pathlib, test_resume; folder = pathlib.Path(sys.argv[1]); "
-    program += "test_resume.both_runs(folder, 1); test_resume.told_of_a_bug(folder)"
+    program += "test_resume.both_runs(folder, 1); test_resume.told_of_a_bug(folder); test_resume.told_by_one(folder)"
     script = folder / "program.py"
     script.write_text(program)
     done = subprocess.run(
@@ -372,6 +397,17 @@ def test_a_failure_of_the_first_process_is_told_to_those_that_wait_for_it(two_pr
     first, second = ((two_processes / f"told-{process}").read_text() for process in (0, 1))
     assert first.startswith("ZeroDivisionError: ")
     assert second.startswith("ClusterError: The first process stopped: ZeroDivisionError")
+
+
+def test_what_one_process_alone_meets_it_says_and_what_all_meet_is_said_once(two_processes: Path) -> None:
+    first, second = ((two_processes / f"said-{process}").read_text().split("\n") for process in (0, 1))
+    assert first == [
+        "LabelError: no disk",
+        "LabelError: no model",
+        f"ClusterError: Process 1 of this work, on {platform.node()}, stopped: no data",
+        "LabelError: no run",
+    ]
+    assert second == ["LabelError: no room", "", "LabelError: no data", ""]
 
 
 @pytest.mark.usefixtures("one_thread")

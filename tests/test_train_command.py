@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import click
 import pytest
 import torch
 from safetensors.torch import load_file
 from training_faces import CLASSES, OPTIONS, invoke, write_class_folders
 
 import poster_zoo
+from poster_zoo.cli.train import _said_once, command
+from poster_zoo.errors import DatasetError, ImageError, LabelError, PosterZooError, TrainingError
 from poster_zoo.models._builder import STREAMS
 from poster_zoo.train import Recipe, find_recipe
 from poster_zoo.train.prepare import build_model
@@ -233,6 +237,16 @@ def test_a_damaged_config_is_told_in_a_sentence(project: Path) -> None:
 
 def test_the_help_offers_no_device_that_is_refused() -> None:
     assert "cuda:1" not in invoke("--help").stdout
+
+
+@pytest.mark.parametrize("error", [LabelError("a"), DatasetError("b"), TrainingError("c"), ImageError("d")])
+def test_another_process_says_what_it_alone_meets(error: PosterZooError) -> None:
+    ctx, accelerator = click.Context(command), SimpleNamespace(num_processes=2, is_main_process=False)
+    with pytest.raises(type(error)), _said_once(ctx, accelerator):  # type: ignore[arg-type]
+        raise error
+    error.said = True
+    with pytest.raises(click.exceptions.Exit), _said_once(ctx, accelerator):  # type: ignore[arg-type]
+        raise error
 
 
 @pytest.mark.parametrize(

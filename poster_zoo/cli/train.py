@@ -12,7 +12,7 @@ import click
 
 from poster_zoo.cli.options import examples, json_option
 from poster_zoo.cli.output import note, print_json, print_table
-from poster_zoo.errors import ImageError, PosterZooError, WeightsError, counted
+from poster_zoo.errors import PosterZooError, counted
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -183,24 +183,29 @@ def _train(
 ) -> Training:
     from poster_zoo.train import label_names_of, train
     from poster_zoo.train.prepare import build_model, model_arguments, open_faces, saved_config
-    from poster_zoo.train.processes import on_main
+    from poster_zoo.train.processes import by_all, on_main
     from poster_zoo.train.run import check_run, selection_words
 
     facts = wanted | {"options": {name: options[name] for name in _RECALLED}}
     # Refused before the long work; written down before it too, but only once it is clear what it is.
     on_main(accelerator, lambda: check_run(run.path, recipe.to_dict(), facts, options["resume"]))
     say = note if accelerator.is_main_process else _silent
-    model = build_model(
-        wanted["model"],
-        recipe,
-        pretrained=wanted["pretrained"],
-        pretrained_streams=wanted["pretrained_streams"],
-        checkpoint=wanted["checkpoint"],
-    )
-    labels = () if wanted["new_head"] else label_names_of(model)
-    faces = open_faces(wanted["data"], recipe, labels)
-    if not labels:
-        model.reset_classifier(len(faces.data.label_names))
+
+    def opened() -> tuple[Any, Faces]:
+        model = build_model(
+            wanted["model"],
+            recipe,
+            pretrained=wanted["pretrained"],
+            pretrained_streams=wanted["pretrained_streams"],
+            checkpoint=wanted["checkpoint"],
+        )
+        labels = () if wanted["new_head"] else label_names_of(model)
+        faces = open_faces(wanted["data"], recipe, labels)
+        if not labels:
+            model.reset_classifier(len(faces.data.label_names))
+        return model, faces
+
+    model, faces = by_all(accelerator, opened)
     on_main(accelerator, lambda: run.claim(recipe, facts, options["resume"]))
     if not getattr(model, "freeze_landmarks", True):
         say("All begins with random numbers, and the landmark stream learns with the rest.")
@@ -236,12 +241,12 @@ def _train(
 def _checked(faces: Faces, skip_bad: bool, accelerator: Accelerator) -> Faces:
     """Return the faces that can be used, after all were read in the main process."""
     from poster_zoo.data.check import check_dataset
-    from poster_zoo.train.processes import on_main
+    from poster_zoo.train.processes import by_all, on_main
 
     report = on_main(accelerator, lambda: check_dataset(faces.parts))
     if accelerator.is_main_process:
         _tell_counts(report)
-    return faces.usable(report, skip_bad)
+    return by_all(accelerator, lambda: faces.usable(report, skip_bad))
 
 
 def _tell_counts(report: Report) -> None:
@@ -282,12 +287,11 @@ def _silent(text: str) -> None:
 
 @contextmanager
 def _said_once(ctx: click.Context, accelerator: Accelerator) -> Iterator[None]:
-    """Leave what goes wrong in all processes to the main one to say."""
+    """Leave what goes wrong in several processes to one of them to say."""
     try:
         yield
-    except (PosterZooError, click.ClickException, KeyboardInterrupt) as error:
-        # An image is one process's alone, and weights may lack on one of several machines.
-        own = isinstance(error, ImageError) or (accelerator.is_local_main_process and isinstance(error, WeightsError))
-        if accelerator.is_main_process or own:
+    except (PosterZooError, KeyboardInterrupt) as error:
+        said = not accelerator.is_main_process if isinstance(error, KeyboardInterrupt) else error.said
+        if not said:
             raise
         ctx.exit(1)

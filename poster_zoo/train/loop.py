@@ -40,7 +40,7 @@ from poster_zoo.evaluate import Evaluation, evaluate
 from poster_zoo.train.batches import EpochBatches, evaluation_loader, seed_everything, training_loader
 from poster_zoo.train.interrupt import Interrupt
 from poster_zoo.train.losses import ExpressionLoss, balanced_weights
-from poster_zoo.train.processes import make_accelerator, on_main
+from poster_zoo.train.processes import by_all, make_accelerator, on_main
 from poster_zoo.train.recipe import Recipe
 from poster_zoo.train.run import Progress, RunFolder, count_faces
 from poster_zoo.train.step import NotFinite, Outcome, Step, make_optimizer, on_device
@@ -153,18 +153,22 @@ class _Trainer:
         pin = accelerator.device.type == "cuda"
         self.recipe, self.accelerator, self.run, self.save_every = recipe, accelerator, run, save_every
 
+        def prepare() -> tuple[EpochBatches, Any, torch.optim.Optimizer]:
+            cut = (recipe.accumulate, process, processes)
+            batches = EpochBatches(data.labels, recipe.batch_size, recipe.seed, recipe.balance, *cut)
+            moved = on_device(model, recipe, accelerator)
+            return batches, moved, make_optimizer(moved, recipe)
+
+        self.batches, self.model, self.optimizer = by_all(accelerator, prepare)
+
         # What it learns from.
         self.data, self.valid = data, valid
-        cut = (recipe.accumulate, process, processes)
-        self.batches = EpochBatches(data.labels, recipe.batch_size, recipe.seed, recipe.balance, *cut)
         self.loader = training_loader(data, self.batches, recipe.seed, workers, pin)
         share = -(-recipe.batch_size // (recipe.accumulate * processes))
         self.valid_loader = valid and evaluation_loader(valid, share, process, processes, workers, pin)
         _, self.normalise = split_transform(model)
 
         # What learns.
-        self.model: Any = on_device(model, recipe, accelerator)
-        self.optimizer = make_optimizer(self.model, recipe)
         self.schedule = _schedule(self.optimizer, recipe, len(self.batches))
         weights = balanced_weights(data.labels, len(data.label_names)) if recipe.class_weights else None
         loss = ExpressionLoss.of(recipe, weights if weights is None else weights.to(accelerator.device))
@@ -179,7 +183,7 @@ class _Trainer:
         """Train from where the run is, epoch by epoch."""
         with Interrupt() as interrupt:
             if self._on_main(lambda: self.run.begin(self.recipe, about, resume, self.accelerator.num_processes)):
-                self._restore(self.run.load_last())
+                self._restore(by_all(self.accelerator, self.run.load_last))
             while self.at.epoch < self.recipe.epochs and not self._is_stuck():
                 if self._take_steps(interrupt):
                     break
@@ -339,10 +343,12 @@ class _Trainer:
         left = "nothing was saved before" if self.saved is None else f"{last!r} holds the run after step {self.saved}"
         if self.saved == self.at.updates:
             left += ", the last one, and would stop here again"
-        return TrainingError(
+        error = TrainingError(
             f"{why}. Training stopped after step {self.at.updates} of the run; {left}. "
             "Look at the images, or begin again with a lower lr, in another --out."
         )
+        error.said = not self.accelerator.is_main_process  # all have the same numbers
+        return error
 
     def _bar(self) -> tqdm[Any]:
         shown = bool(sys.stderr and sys.stderr.isatty()) if self.show_progress is None else self.show_progress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -15,7 +16,7 @@ from poster_zoo.extras import installed
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["largest", "make_accelerator", "on_main"]
+__all__ = ["by_all", "largest", "make_accelerator", "on_main"]
 
 T = TypeVar("T")
 
@@ -75,6 +76,7 @@ def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
     if not accelerator.is_main_process:
         result, raised = broadcast_object_list([None, None])
         if raised is not None:
+            raised.said = True
             raise raised
         return result
     try:
@@ -84,6 +86,36 @@ def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
         broadcast_object_list([None, error if ours else ClusterError(f"The first process stopped: {error!r}.")])
         raise
     broadcast_object_list([result, None])
+    return result
+
+
+def by_all(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """Let every process do `work`, which waits for no other, and go on once it is done in all of them.
+
+    Of an error of ours, the first process on each machine that met it is the one to say it: data, packages or weights
+    may lack on one machine alone.
+
+    Raises:
+        ClusterError: In the other processes, where `work` failed in some.
+    """
+    if accelerator.num_processes == 1:
+        return work()
+    from accelerate.utils import gather_object
+
+    failure: PosterZooError | None = None
+    try:
+        result = work()
+    except PosterZooError as error:
+        failure = error
+    place = platform.node()
+    met = gather_object([None if failure is None else (place, str(failure))])
+    if failure is not None:
+        failure.said = (place, str(failure)) in met[: accelerator.process_index]
+        raise failure
+    if first := next(filter(None, met), None):
+        stopped = ClusterError(f"Process {met.index(first)} of this work, on {first[0]}, stopped: {first[1]}")
+        stopped.said = not accelerator.is_main_process
+        raise stopped
     return result
 
 
