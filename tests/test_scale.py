@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -11,7 +12,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +28,7 @@ from test_prepare import detector as squares
 from torch import Tensor
 
 from poster_zoo.data.images import list_images
-from poster_zoo.errors import ClusterError, LabelError, MissingExtraError, OptionError, OutputError
+from poster_zoo.errors import ClusterError, DatasetError, LabelError, MissingExtraError, OptionError, OutputError
 from poster_zoo.faces import FaceDetector
 from poster_zoo.predict import Predictor, join_processes
 from poster_zoo.scale import BatchPredictor, Outcome, predict_into
@@ -531,6 +534,33 @@ def test_a_parquet_file_of_no_use_says_why(photos: Path, arrow: Any) -> None:
         assert not Path("out").exists()
 
 
+@pytest.mark.parametrize("offset", [4, 400])  # the header of a page, and its compressed numbers
+def test_a_parquet_file_that_is_damaged_within_says_so(photos: Path, arrow: Any, offset: int) -> None:
+    arrow.parquet.write_table(arrow.table({"path": [f"photos/{i}.png" for i in range(5000)]}), "faces.parquet")
+    content = bytearray(Path("faces.parquet").read_bytes())
+    content[offset : offset + 64] = b"\xff" * 64
+    Path("faces.parquet").write_bytes(content)
+    with pytest.raises(
+        OptionError, match=r"^'faces\.parquet' is damaged or no Parquet file \([^\n]+\); fetch it again"
+    ):
+        predict_into(predictor(), ["faces.parquet"], "out")
+
+
+def test_a_disk_that_cannot_be_read_is_no_damaged_file(tmp_path: Path, arrow: Any) -> None:
+    arrow.parquet.write_table(arrow.table({"path": ["a.png"]}), tmp_path / "a.parquet")
+    rows = ParquetRows(str(tmp_path / "a.parquet"), "a.parquet")
+    rows.file = SimpleNamespace(
+        iter_batches=lambda *_, **__: iter_that_raises(OSError(errno.EIO, "Input/output error"))
+    )
+    with pytest.raises(OSError, match="Input/output error"):
+        list(rows.read(0, 1))
+
+
+def iter_that_raises(error: Exception) -> Iterator[Any]:
+    raise error
+    yield
+
+
 def test_a_parquet_file_that_has_become_shorter_is_noticed(photos: Path, arrow: Any) -> None:
     arrow.parquet.write_table(arrow.table({"path": SOURCES}), "faces.parquet")
     with pytest.raises(KeyboardInterrupt):
@@ -673,6 +703,28 @@ def test_an_actor_says_in_one_sentence_what_went_wrong_and_skips_what_is_done(ph
     assert _PartPredictor("out", predictor(StoppedModel(0)), "cpu")({"part": [0]})["error"] == [""]
     (error,) = _PartPredictor("elsewhere", predictor(), "cpu")({"part": [0]})["error"]
     assert "does not see what was begun in 'elsewhere'" in error
+
+
+@pytest.mark.usefixtures("photos")
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError("Unexpected end of stream."), "Unexpected end of stream."),
+        (OSError(errno.ENOSPC, "No space left on device", "out/a"), "No space left on device: 'out/a'."),
+        (DatasetError("There is no folder."), "There is no folder."),  # which is an OSError too
+    ],
+)
+def test_an_actor_says_what_an_error_of_the_disk_says(
+    error: Exception, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        into("out", StoppedModel(0))
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("poster_zoo.scale.ray_data.Answerer.answer", fail)
+    assert _PartPredictor("out", predictor(), "cpu")({"part": [0]})["error"] == [words]
 
 
 # --- several processes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from bisect import bisect_right
@@ -91,17 +92,16 @@ class ParquetRows:
     Args:
         path: The file.
         shown: What messages and the answers of rows without a name call it.
+
+    Raises:
+        OptionError: It is not there, no Parquet file or without images; reading says so where it is damaged within.
     """
 
     def __init__(self, path: str, shown: str) -> None:
         arrow = pyarrow()
-        try:
+        with _legible(shown):
             # So it is read page by page, not a row group at once, which can be gigabytes.
             self.file = arrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
-        except arrow.ArrowInvalid as error:
-            raise OptionError(f"{shown!r} is damaged or no Parquet file: {error}") from error
-        except FileNotFoundError as error:
-            raise OptionError(f"{shown!r} does not exist; check the path.") from error
         self.shown = shown
         self.count: int = self.file.metadata.num_rows
         schema = self.file.schema_arrow
@@ -139,14 +139,35 @@ class ParquetRows:
         groups = range(group, len(self.ends))
         columns = [column for column in (self.name, self.content) if column]
         place = [0, *self.ends][group]
-        for batch in self.file.iter_batches(_READ_AHEAD, row_groups=groups, columns=columns):
-            for row in batch.to_pylist():
+        batches = self.file.iter_batches(_READ_AHEAD, row_groups=groups, columns=columns)
+        while rows := _next_rows(batches, self.shown):
+            for row in rows:
                 content = row.get(self.content)
                 name = row.get(self.name)
                 if isinstance(content, Mapping):
                     name, content = name or content.get("path"), content.get("bytes")
                 yield name or f"{self.shown}#{place}", content if content is not None or name else b""
                 place += 1
+
+
+def _next_rows(batches: Iterator[Any], shown: str) -> list[Any]:
+    """Return the next rows that there are, or none in the end."""
+    with _legible(shown):
+        return next((batch.to_pylist() for batch in batches if len(batch)), [])
+
+
+@contextlib.contextmanager
+def _legible(shown: str) -> Iterator[None]:
+    """Say of a file that cannot be understood that it is damaged."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise OptionError(f"{shown!r} does not exist; check the path.") from error
+    except (ValueError, NotImplementedError, OSError) as error:  # of which Arrow's own derive
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's, not Arrow's
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise OptionError(f"{shown!r} is damaged or no Parquet file ({reason}); fetch it again.") from error
 
 
 def _first(schema: Any, names: Sequence[str], kinds: Sequence[Callable[[Any], bool]]) -> str | None:

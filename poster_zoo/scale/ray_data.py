@@ -208,10 +208,10 @@ class _PartPredictor:
                     f"fewer actors or a smaller batch."
                 )
             self.answerer.answer(number)
-        except OSError as error:
-            return f"{error.strerror}: {error.filename!r}."
-        except PosterZooError as error:
+        except PosterZooError as error:  # some of which are an OSError too
             return str(error)
+        except OSError as error:
+            return f"{error.strerror}: {error.filename!r}." if error.filename else str(error)
         return ""
 
 
