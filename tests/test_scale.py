@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import itertools
 import json
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import Result
 from PIL import Image
 from test_cli import ENVIRONMENT, lines, run
@@ -27,7 +29,9 @@ from test_prepare import counted, photograph
 from test_prepare import detector as squares
 from torch import Tensor
 
+import poster_zoo
 from poster_zoo.data.images import list_images
+from poster_zoo.digest import weights_digest
 from poster_zoo.errors import ClusterError, DatasetError, LabelError, MissingExtraError, OptionError, OutputError
 from poster_zoo.faces import FaceDetector
 from poster_zoo.predict import Predictor, join_processes
@@ -291,6 +295,35 @@ def test_another_request_does_not_go_on_in_the_same_folder() -> None:
         with pytest.raises(OutputError, match=f"'.*out' holds the answers of a run with other {other}; .* to go on"):
             predict_into(predictor(model), inputs, "out", file_format=file_format)
     assert into("out").before == 8
+
+
+@pytest.mark.usefixtures("photos")
+def test_the_same_weights_go_on_in_whatever_form_they_answer(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def answerer(**options: Any) -> Predictor:
+        return Predictor(faces=FaceDetector(optimize=options.get("optimize")), progress=False, **options)
+
+    monkeypatch.setattr("poster_zoo.scale.work.Answerer.answer", stopped)
+    net = poster_zoo.create_model(model)
+    asked: list[dict[str, Any]] = [{"optimize": False}, {}, {"model": net}, {"model": net, "optimize": True}]
+    for options in asked:
+        with pytest.raises(KeyboardInterrupt):  # where it begins to answer, and not before
+            predict_into(answerer(**{"model": model} | options), ["photos"], "out")
+    net.head.weight.data += 1e-3
+    for options in ({"model": net}, {"model": net, "optimize": True}, {"model": model, "dtype": torch.bfloat16}):
+        with pytest.raises(OutputError, match="a run with other weights"):
+            predict_into(answerer(**options), ["photos"], "out")
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_digest_is_of_the_numbers_that_answer(dtype: torch.dtype | None) -> None:
+    net = poster_zoo.create_model("poster_tiny").eval()
+    before = weights_digest(net, dtype)
+    assert before == weights_digest(copy.deepcopy(net).to(memory_format=torch.channels_last), dtype)
+    assert before == weights_digest(copy.deepcopy(net).to(dtype=dtype))
+    assert before != weights_digest(copy.deepcopy(net).half())
 
 
 @pytest.mark.usefixtures("photos")

@@ -14,9 +14,7 @@ from math import ceil
 from pathlib import Path
 from typing import IO, Literal, TypeAlias
 
-import torch
-from torch import nn
-
+from poster_zoo.digest import weights_digest
 from poster_zoo.errors import OptionError, OutputError
 from poster_zoo.extras import installed
 from poster_zoo.faces import Detector, FaceDetector
@@ -34,7 +32,6 @@ __all__ = [
     "begin",
     "check_request",
     "detector_digest",
-    "weights_digest",
     "write_whole",
 ]
 
@@ -263,15 +260,6 @@ def begin(folder: Path, inputs: list[str], predictor: Predictor, file_format: Fi
         with contextlib.suppress(OSError):  # it is not ours alone
             folder.rmdir()
         raise
-
-
-def weights_digest(model: nn.Module) -> str:
-    """Return what tells a model's numbers from others."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def detector_digest(detector: Detector | None) -> str:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
+from poster_zoo.digest import weights_digest
 from poster_zoo.errors import ClusterError, OptionError, OutputError, counted
 from poster_zoo.predict import Prediction, Predictor, join_processes
 from poster_zoo.scale.answers import Answerer
-from poster_zoo.scale.plan import FileFormat, Plan, begin, detector_digest, weights_digest
+from poster_zoo.scale.plan import FileFormat, Plan, begin, detector_digest
 from poster_zoo.scale.ray_data import answer_on_ray
 
 if TYPE_CHECKING:
