@@ -15,7 +15,7 @@ _SAMPLES = 1024  # numbers of a tensor that are looked at: training moves all of
 def weights_digest(model: nn.Module, dtype: torch.dtype | None = None) -> str:
     """Return what tells a model's weights from others; that of `keep_digest` where the form was changed.
 
-    Of each tensor some numbers are looked at, spread over all of it: a hundredth of a second, not half of one.
+    Of each tensor some numbers are looked at, spread over all of it, which takes some hundredths of a second.
 
     Args:
         model: The model.

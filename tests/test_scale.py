@@ -36,6 +36,7 @@ from poster_zoo.errors import ClusterError, DatasetError, LabelError, MissingExt
 from poster_zoo.faces import FaceDetector
 from poster_zoo.predict import Predictor, join_processes
 from poster_zoo.scale import BatchPredictor, Outcome, predict_into
+from poster_zoo.scale.answers import Answerer
 from poster_zoo.scale.inputs import ParquetRows, names_in_folder
 from poster_zoo.scale.plan import _part_size, detector_digest, write_whole
 from poster_zoo.scale.ray_data import _MOST_ATTEMPTS, _PartPredictor
@@ -276,6 +277,42 @@ def test_what_a_killed_process_left_half_written_goes_in_the_end() -> None:
     half.write_bytes(b"half")
     into("out")
     assert not half.exists()
+
+
+@pytest.mark.usefixtures("photos")
+def test_what_another_call_is_writing_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    there, write = Path("out/.poster_zoo/abc.new"), Answerer.answer
+
+    def answer(self: Answerer, number: int) -> None:
+        write(self, number)
+        there.touch()
+
+    monkeypatch.setattr(Answerer, "answer", answer)
+    into("out")
+    assert there.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a folder cannot be locked there")
+@pytest.mark.usefixtures("photos")
+def test_a_second_call_while_the_first_looks_for_images_is_refused_and_spoils_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names, seconds = names_in_folder, []
+
+    def slow(folder: str) -> Iterator[str]:
+        monkeypatch.setattr("poster_zoo.scale.plan.names_in_folder", names)
+        for inputs in (["photos/b"], ["photos", "photos/nowhere"]):
+            with pytest.raises(
+                OutputError, match=r"^Another call is looking for images .*; wait until it answers"
+            ) as told:
+                predict_into(predictor(), inputs, "out")
+            seconds.append(told)
+        yield from names(folder)
+
+    monkeypatch.setattr("poster_zoo.scale.plan.names_in_folder", slow)
+    into("out")
+    assert len(seconds) == 2
+    check(json_rows("out"))
 
 
 @pytest.mark.usefixtures("photos")

@@ -18,6 +18,7 @@ from poster_zoo.digest import weights_digest
 from poster_zoo.errors import OptionError, OutputError
 from poster_zoo.extras import installed
 from poster_zoo.faces import Detector, FaceDetector
+from poster_zoo.files import locked_folder
 from poster_zoo.predict import Prediction, Predictor
 from poster_zoo.scale.arrow import pyarrow
 from poster_zoo.scale.inputs import ParquetRows, each_once, listed, names_in_folder, parquet_files
@@ -160,10 +161,9 @@ class Plan:
         files = sorted((self.work / _TALLIES).iterdir())
         return sum((Tally(**json.loads(file.read_text(encoding="ascii"))) for file in files), Tally())
 
-    def tidy(self) -> None:
-        """Remove what processes that were killed left half written, once every part is there."""
-        for file in self.work.glob("*.new"):
-            file.unlink(missing_ok=True)
+    def half_written(self) -> list[Path]:
+        """Return what is half written: by others, or by processes that were killed, whose it still is in the end."""
+        return list(self.work.glob("*.new"))
 
     def save(self) -> None:
         """Write the plan, which is the last thing before the first answer."""
@@ -214,12 +214,28 @@ def begin(folder: Path, inputs: list[str], predictor: Predictor, file_format: Fi
 
     Raises:
         OptionError: There is nothing to answer, or an input is of no use.
-        OutputError: The folder holds something else, or the answers of another call.
+        OutputError: The folder holds something else, or the answers of another call; or another call begins there.
         MissingExtraError: pyarrow, for Parquet, is not installed.
         LabelError: The model finds landmarks and no classes.
     """
     check_request(inputs, folder)
     predictor.stream([])  # says if the model has no classes
+    folder.mkdir(parents=True, exist_ok=True)
+    refusal = OutputError(
+        f"Another call is looking for images to answer into {str(folder)!r}; wait until it answers, or give another "
+        f"folder."
+    )
+    try:
+        with locked_folder(folder, refusal):
+            _begin(folder, inputs, predictor, file_format)
+    except BaseException:
+        with contextlib.suppress(OSError):  # it is not ours alone
+            folder.rmdir()
+        raise
+
+
+def _begin(folder: Path, inputs: list[str], predictor: Predictor, file_format: FileFormat | None) -> None:
+    """Do as `begin` says, alone in the folder."""
     digest = hashlib.sha256("\0".join(map(os.path.abspath, inputs)).encode("utf-8", "surrogateescape")).hexdigest()
     weights, detector = weights_digest(predictor.model), detector_digest(predictor.detector)
     if (folder / _WORK / _PLAN).exists():
@@ -257,8 +273,6 @@ def begin(folder: Path, inputs: list[str], predictor: Predictor, file_format: Fi
         Plan(folder, digest, weights, detector, labels, file_format, origin, images, sources, parts).save()
     except BaseException:
         shutil.rmtree(work)
-        with contextlib.suppress(OSError):  # it is not ours alone
-            folder.rmdir()
         raise
 
 

@@ -114,6 +114,7 @@ def predict_into(
     ):
         if begun != own:
             raise OutputError(f"This process has other {other} than the first has; give all of them the same.")
+    left_over = plan.half_written()
     pending = _agreed(plan.pending(), processes)
     before = plan.images - sum(plan.parts[number].images for number in pending)
 
@@ -125,8 +126,8 @@ def predict_into(
     if missing := plan.pending():
         parts = counted(len(missing), "part is", "parts are")
         raise ClusterError(f"{parts} missing in {str(folder)!r}; repeat the call to go on.")
-    if first:
-        plan.tidy()
+    for file in left_over if first else ():
+        file.unlink(missing_ok=True)
     return Outcome(folder, plan.images, before, **asdict(plan.tally()))
 
 
