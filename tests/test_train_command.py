@@ -102,6 +102,45 @@ def test_the_command_resumes_without_saying_everything_again(project: Path) -> N
     assert "already holds a run" in taken.stderr
 
 
+@pytest.mark.parametrize("killed_between_renames", [False, True])
+def test_resume_needs_nothing_of_what_the_run_began_with(project: Path, killed_between_renames: bool) -> None:
+    asked = [*OPTIONS, "--epochs", "2", "--new-head"]
+    straight = invoke(*asked, "--out", "straight")
+    assert straight.exit_code == 0, straight.stderr
+    stop_after_an_epoch(*asked, "--out", "run")
+    (project / "model").rename(project / "elsewhere")
+    if killed_between_renames:
+        (project / "run" / "last").rename(project / "run" / ".last.new")
+        (project / "run" / ".last.old").mkdir()
+    done = invoke("--out", "run", "--resume")
+    assert done.exit_code == 0, done.stderr
+    for name in ("last/model.safetensors", "best/model.safetensors", "best/config.json"):
+        assert (project / "run" / name).read_bytes() == (project / "straight" / name).read_bytes(), name
+
+
+def test_a_resumed_poster_learns_what_it_learned_before(project: Path) -> None:
+    asked = ["--model", "poster_tiny", "--data", "folder:faces", "--epochs", "2", "--batch-size", "9"]
+    asked += ["--no-pretrained-streams", "--no-check"]
+    assert invoke(*asked, "--out", "straight").exit_code == 0
+    stop_after_an_epoch(*asked, "--out", "run")
+    done = invoke("--out", "run", "--resume")
+    assert done.exit_code == 0, done.stderr
+    name = "last/model.safetensors"
+    assert (project / "run" / name).read_bytes() == (project / "straight" / name).read_bytes()
+
+
+def stop_after_an_epoch(*arguments: str) -> None:
+    """Train, and be killed once the first epoch is through."""
+
+    def kill(*_: Any) -> str:
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("poster_zoo.cli.train._epoch_line", kill)
+        with pytest.raises(Killed):
+            invoke(*arguments)
+
+
 def test_resume_recalls_what_may_change_too_and_takes_it_where_it_is_typed(project: Path) -> None:
     assert invoke(*OPTIONS, "--epochs", "1", "--out", "run", "--no-check", "--device", "cpu").exit_code == 0
     again = invoke("--out", "run", "--resume", "--workers", "1")

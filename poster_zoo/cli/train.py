@@ -184,28 +184,31 @@ def _train(
     from poster_zoo.train import label_names_of, train
     from poster_zoo.train.prepare import build_model, model_arguments, open_faces, saved_config
     from poster_zoo.train.processes import by_all, on_main
-    from poster_zoo.train.run import check_run, selection_words
+    from poster_zoo.train.run import check_run, reached, selection_words
 
     facts = wanted | {"options": {name: options[name] for name in _RECALLED}}
     # Refused before the long work; written down before it too, but only once it is clear what it is.
     on_main(accelerator, lambda: check_run(run.path, recipe.to_dict(), facts, options["resume"]))
+    last = on_main(accelerator, lambda: reached(run.path) if options["resume"] else None)
     say = note if accelerator.is_main_process else _silent
 
-    def opened() -> tuple[Any, Faces]:
+    def opened() -> tuple[Any, Faces, dict[str, Any]]:
         model = build_model(
             wanted["model"],
             recipe,
             pretrained=wanted["pretrained"],
             pretrained_streams=wanted["pretrained_streams"],
             checkpoint=wanted["checkpoint"],
+            last=last,
         )
         labels = () if wanted["new_head"] else label_names_of(model)
         faces = open_faces(wanted["data"], recipe, labels)
         if not labels:
             model.reset_classifier(len(faces.data.label_names))
-        return model, faces
+        config = saved_config(f"local-dir:{last}") if last else saved_config(wanted["model"], wanted["checkpoint"])
+        return model, faces, model_arguments(config)
 
-    model, faces = by_all(accelerator, opened)
+    model, faces, arguments = by_all(accelerator, opened)
     on_main(accelerator, lambda: run.claim(recipe, facts, options["resume"]))
     if not getattr(model, "freeze_landmarks", True):
         say("All begins with random numbers, and the landmark stream learns with the rest.")
@@ -226,7 +229,7 @@ def _train(
             run,
             resume=options["resume"],
             label_names=faces.data.label_names,
-            model_args=model_arguments(saved_config(wanted["model"], wanted["checkpoint"])),
+            model_args=arguments,
             facts=facts,
             accelerator=accelerator,
             workers=options["workers"],

@@ -114,6 +114,7 @@ def build_model(
     pretrained: bool | None = None,
     pretrained_streams: bool | None = None,
     checkpoint: str | None = None,
+    last: Path | None = None,
 ) -> Any:
     """Build the model that is to be trained, its new numbers by the recipe's seed.
 
@@ -126,6 +127,8 @@ def build_model(
             landmark stream starts from that of `poster_tiny`. False: from random numbers, and the landmark stream,
             which is frozen otherwise, learns with the rest.
         checkpoint: Weights as for `load_checkpoint`, instead of `pretrained`.
+        last: What a run goes on from, a folder: its model is built, and no weights are loaded, as all will be replaced
+            by those that are there.
 
     Raises:
         OptionError: The model finds faces and is not trained here; or it has no streams, and theirs are wanted.
@@ -134,16 +137,21 @@ def build_model(
     refuse_detector(name, "training takes")
     torch.manual_seed(recipe.seed)
     options: dict[str, Any] = {"drop_rate": recipe.drop_rate, "drop_path_rate": recipe.drop_path_rate}
+    if last is not None:
+        model: Any = create_model(f"local-dir:{last}", False, **options)
+    elif checkpoint is not None:
+        model = load_checkpoint(checkpoint, name, **options)
+    else:
+        model = create_model(name, pretrained, **options)
     if checkpoint is not None:
-        return load_checkpoint(checkpoint, name, **options)
-    model: Any = create_model(name, pretrained, **options)
+        return model
     if not isinstance(model, TwoStreams):
         if pretrained_streams:
             raise OptionError(f"{name} has no streams that could start from other weights; leave that out.")
     elif not (":" in name if pretrained is None else pretrained):  # as `create_model` has it
         if pretrained_streams is False:
             model.freeze_landmark_stream(False)
-        else:
+        elif last is None:
             _start_streams(model)
     return model
 

@@ -51,7 +51,16 @@ from poster_zoo.weights.save import model_config, save_pretrained
 if TYPE_CHECKING:
     from poster_zoo.data.datasets import FaceDataset
 
-__all__ = ["Progress", "RunFolder", "check_run", "count_faces", "launched_by", "read_json", "selection_words"]
+__all__ = [
+    "Progress",
+    "RunFolder",
+    "check_run",
+    "count_faces",
+    "launched_by",
+    "reached",
+    "read_json",
+    "selection_words",
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -353,6 +362,15 @@ def check_run(path: Path, recipe: Mapping[str, Any], facts: Mapping[str, Any], r
             f"The run in {str(path)!r} is another one, and cannot be resumed as this: {'; '.join(changed)}. "
             "Ask for the same, or choose another --out."
         )
+
+
+def reached(path: Path) -> Path | None:
+    """Return the checkpoint that a run goes on from, wherever a kill has left it; None where there is none."""
+    last = path / "last"
+    new, old = _beside(last)
+    # There is an old one only once the new one is whole.
+    places = (last, new, old) if old.exists() else (last,)
+    return next((place for place in places if (place / "trainer.json").is_file()), None)
 
 
 def _has_checkpoint(path: Path) -> bool:
