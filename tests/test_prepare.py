@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,9 @@ from test_predict import COLOURS, Terminal
 
 import poster_zoo
 from poster_zoo.data.datasets import open_dataset
-from poster_zoo.errors import DatasetError, OptionError, OutputError
+from poster_zoo.errors import DatasetError, OptionError, OutputError, WeightsNotFoundError
 from poster_zoo.faces import Prepared, prepare_faces
+from poster_zoo.faces.prepare import _holds
 from poster_zoo.weights.entry import FIVE_POINTS
 
 GREY = (127, 127, 127)
@@ -313,6 +315,40 @@ def test_crops_never_go_among_the_photographs(photos: Path, folder: str) -> None
     with pytest.raises(OutputError, match="choose a folder beside it"):
         prepare(folder=folder)
     assert sorted(Path("photos").rglob("*")) == before
+
+
+def test_photographs_of_another_drive_than_the_crops_are_taken(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drive_c, drive_d = PureWindowsPath("C:\\photos"), PureWindowsPath("D:\\photos")
+    assert _holds(drive_c, drive_c)
+    assert _holds(drive_c, PureWindowsPath("c:\\Photos\\crops"))
+    assert not _holds(drive_c, drive_d / "crops")
+    assert not _holds(drive_c, PureWindowsPath("C:\\photos2"))
+
+    def relative(path: str, start: str) -> str:
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    monkeypatch.setattr(os.path, "relpath", relative)
+    assert prepare().crops == {"fear": 1, "joy": 2}
+    assert {row["source"] for row in rows("out/faces.csv")} == {
+        str(photos / "photos" / name) for name in ("fear/deeper/1.png", "joy/1.png", "joy/2.jpg")
+    }
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no net"), WeightsNotFoundError("There are no weights.")])
+def test_what_a_detector_cannot_do_is_not_said_of_the_folder(photos: Path, error: Exception) -> None:
+    def failing(image: Image.Image) -> Any:
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        prepare(detector=failing)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("poster_zoo.faces.prepare.whole_file", full)
+        with pytest.raises(OutputError, match=r"into 'out': No space left on device; choose"):
+            prepare()
+
+
+def full(path: Path) -> Any:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_what_holds_no_labelled_photographs_is_told(photos: Path) -> None:

@@ -17,10 +17,10 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any, Literal, NamedTuple, TypeAlias, get_args
 
 from PIL import Image
@@ -32,7 +32,7 @@ from poster_zoo.data.datasets.folders import folder_name
 from poster_zoo.data.datasets.layout import ALL
 from poster_zoo.data.datasets.spec import COLLECTIONS, parse_spec
 from poster_zoo.data.images import read_image
-from poster_zoo.errors import DatasetError, ImageError, OptionError, OutputError
+from poster_zoo.errors import DatasetError, ImageError, OptionError, OutputError, PosterZooError
 from poster_zoo.faces.align import align_faces
 from poster_zoo.faces.detect import Detector, FaceDetector, faces_of
 from poster_zoo.faces.found import Face, Faces
@@ -133,17 +133,28 @@ def prepare_faces(
     out = Path(folder)
     photographs = _photographs(os.fspath(place), out)
     settings = {"place": os.path.abspath(_path_of(os.fspath(place))), "several": several, "size": size}
-    try:
-        with _Journal(out, settings) as journal:
+    with ExitStack() as held:
+        with _writing(out):
+            journal = held.enter_context(_Journal(out, settings))
             before = journal.pending(photographs)
-            detector = detector or FaceDetector(device=device)
-            prepared = _prepare(photographs, journal, several, size, detector, progress, before)
+        detector = detector or FaceDetector(device=device)
+        prepared = _prepare(photographs, journal, several, size, detector, progress, before)
+        with _writing(out):
             _write_tables(out, journal.rows, photographs)
+    return prepared
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Say of the folder that it cannot be written: only while we do so, as detectors may meet the disk and the net."""
+    try:
+        yield
+    except PosterZooError:  # some of which are an OSError too
+        raise
     except OSError as error:
         raise OutputError(
             f"The crops cannot be written into {str(out)!r}: {error.strerror or error}; choose a folder you can write."
         ) from error
-    return prepared
 
 
 def _path_of(place: str) -> str:
@@ -155,8 +166,7 @@ def _photographs(place: str, out: Path) -> list[_Photograph]:
     path = _path_of(place)
     if path == place and not os.path.exists(path):
         raise DatasetError(f"{place!r} does not exist; give class folders, a CSV of files and labels, or NAME:PATH.")
-    inside = os.path.realpath(out)
-    if os.path.isdir(path) and os.path.commonpath([inside, real := os.path.realpath(path)]) == real:
+    if os.path.isdir(path) and _holds(Path(os.path.realpath(path)), Path(os.path.realpath(out))):
         raise OutputError(f"{str(out)!r} lies in {path!r}, whose photographs are read; choose a folder beside it.")
     if path != place:
         collection = COLLECTIONS[parse_spec(place)[0]]
@@ -170,6 +180,18 @@ def _photographs(place: str, out: Path) -> list[_Photograph]:
     ]
 
 
+def _holds(folder: PurePath, other: PurePath) -> bool:
+    """Return whether a folder is another one or holds it; on Windows, that may be on another drive."""
+    return folder in (other, *other.parents)
+
+
+def _seen_from(base: str, path: str) -> str:
+    try:
+        return os.path.relpath(path, base or os.curdir)
+    except ValueError:  # Windows: on another drive
+        return os.path.abspath(path)
+
+
 def _of_split(dataset: FaceDataset, split: str, base: str) -> Iterator[_Photograph]:
     def reader(index: int) -> Callable[[], bytes]:
         return lambda: dataset.read(index)
@@ -178,7 +200,7 @@ def _of_split(dataset: FaceDataset, split: str, base: str) -> Iterator[_Photogra
         known = label != NO_LABEL
         name = dataset.label_names[label] if known else dataset.written_label(i)
         path = dataset.source(i)
-        yield _Photograph(os.path.relpath(path, base or os.curdir), path, name, known, split, reader(i))
+        yield _Photograph(_seen_from(base, path), path, name, known, split, reader(i))
 
 
 # ------------------------------------------------------------------------------------------------------ the journal
@@ -271,8 +293,9 @@ class _Journal:
         assert self._file is not None  # noqa: S101 - within `with`
         row = {"source": photograph.source, "label": photograph.label, "split": photograph.split} | row
         self.rows[photograph.split, photograph.source] = row
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        with _writing(self.out):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
 
 
 def _write_whole(path: Path, write: Callable[[IO[str]], Any]) -> None:
@@ -392,10 +415,11 @@ def _done(
         return {"crop": None, "kind": kind, "reason": face}
     place = journal.place(photograph)
     path = journal.out / place
-    path.parent.mkdir(parents=True, exist_ok=True)
     (crop,) = align_faces(image, [face], size=size)
-    with whole_file(path) as beside:
-        crop.save(beside, "PNG")
+    with _writing(journal.out):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as beside:
+            crop.save(beside, "PNG")
     told = face.to_dict()
     return {"crop": place, "box": told["box"], "score": round(told["score"], 4), "faces": len(faces)}
 
