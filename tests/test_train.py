@@ -27,7 +27,7 @@ from tqdm import tqdm
 from training_faces import CLASSES, QUICK, SMALL, faces, numbers, small_model, valid_faces
 
 import poster_zoo
-from poster_zoo.errors import ImageError, LabelError, OptionError, TrainingError
+from poster_zoo.errors import FaultyDataError, ImageError, LabelError, OptionError, TrainingError
 from poster_zoo.models._builder import ENTRIES
 from poster_zoo.train import RECIPES, ExpressionLoss, Recipe, find_recipe, recipe_for, train, with_settings
 from poster_zoo.train.batches import EpochBatches, epoch_order
@@ -478,6 +478,12 @@ def test_without_validation_images_the_last_epoch_is_what_there_is(tmp_path: Pat
     assert done.best_epoch == 0
     assert not (tmp_path / "run" / "best").exists()
     assert (tmp_path / "run" / "last" / "model.safetensors").exists()
+
+
+def test_validation_images_of_which_there_are_none_are_told_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(FaultyDataError, match=r"memory holds no images to choose the best epoch by; .* valid=None"):
+        trained(tmp_path / "run", valid=valid_faces().subset([]))
+    assert not (tmp_path / "run").exists()
 
 
 def test_votes_of_the_data_are_learned_from_where_they_are_there(tmp_path: Path) -> None:

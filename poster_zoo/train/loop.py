@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from poster_zoo.data.datasets import FaceDataset
 from poster_zoo.data.transforms import split_transform
-from poster_zoo.errors import LabelError, PosterZooError, TrainingError
+from poster_zoo.errors import FaultyDataError, LabelError, PosterZooError, TrainingError
 from poster_zoo.evaluate import Evaluation, evaluate
 from poster_zoo.train.batches import EpochBatches, evaluation_loader, seed_everything, training_loader
 from poster_zoo.train.interrupt import Interrupt
@@ -105,6 +105,7 @@ def train(
 
     Raises:
         LabelError: A class of the data is none of the model's, or the model has another number of classes.
+        FaultyDataError: `valid` holds no images.
         OptionError: The folder holds another run, or one that another process is at; or the recipe does not fit the
             data.
         TrainingError: The loss or a weight is no number, or the disk is full. OUT/last is what it was.
@@ -118,10 +119,14 @@ def train(
             f"The model has {model.num_classes} classes and {len(labels)} label names ({', '.join(labels)}); "
             f"build it with num_classes={len(labels)}, or give label_names, one a class."
         )
+    if valid is not None and not len(valid):
+        raise FaultyDataError(
+            f"{valid.name} holds no images to choose the best epoch by; give some, or valid=None to choose none."
+        )
     change, _ = split_transform(model, recipe.transform)
     resize, _ = split_transform(model)
     changed = data.with_labels(labels).with_transform(change, recipe.soft_targets)
-    plain = valid and valid.with_labels(labels).with_transform(resize)
+    plain = None if valid is None else valid.with_labels(labels).with_transform(resize)
     about = {"model": model.pretrained_cfg["architecture"], "labels": list(labels), **(facts or {})}
     about |= {"train_images": len(data), f"{recipe.select_on}_images": len(valid or ())}
     about |= {"train_faces": count_faces(changed)}
