@@ -293,6 +293,37 @@ def test_ctrl_c_between_the_last_step_of_an_epoch_and_its_measurement_saves(
     assert_same(tmp_path / "run", straight)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_programs_own_handler_is_called_once_all_is_saved(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    out, saved, steps = tmp_path / "run", [], count(1)
+
+    def own(signal_number: int, frame: Any) -> None:
+        state = json.loads((out / "last" / "trainer.json").read_text())
+        saved.append((signal_number, dict(dict(state["items"])["progress"]["items"])["updates"]))
+
+    def signalled(self: Any, *arguments: Any) -> Any:
+        if next(steps) == 2:
+            signal.raise_signal(number)
+        return real(self, *arguments)
+
+    from poster_zoo.train.step import Step
+
+    real = Step.__call__
+    monkeypatch.setattr(Step, "__call__", signalled)
+    before = signal.signal(number, own)
+    try:
+        done = run(out, save_every=0)
+        assert signal.getsignal(number) is own
+    finally:
+        signal.signal(number, before)
+    assert saved == [(number, 2)]  # once
+    assert done.rows == ()
+    run(out, resume=True)
+    assert_same(out, straight)
+
+
 # --- several processes
 
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["Interrupt"]
 
 
+_USUAL = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, None)
+
+
 class Interrupt:
     """Within this context the first SIGINT or SIGTERM is only noted; a second one does what it always did."""
 
@@ -26,7 +29,7 @@ class Interrupt:
         # Only the main thread may set handlers; in another one, signals stay with whoever has them.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) is not signal.SIG_IGN:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # the last is none of Python's to put back
                     self._handlers[number] = signal.signal(number, self._note)
         return self
 
@@ -50,12 +53,16 @@ class Interrupt:
         return self.signal is not None
 
     def obey(self) -> None:
-        """End as the signal would have ended the program.
+        """End as the signal would have ended the program; where that has a handler of its own, call it.
 
         Raises:
             KeyboardInterrupt: It was SIGINT.
             SystemExit: It was SIGTERM, with the status that shells give it.
         """
+        self._restore()
+        if self.signal is not None and signal.getsignal(self.signal) not in _USUAL:
+            signal.raise_signal(self.signal)  # to which the whole program may have an answer, such as to queue again
+            return
         if self.signal == signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM)
         if self.signal is not None:

@@ -112,6 +112,8 @@ def train(
         ImageError: An image cannot be read.
         MissingExtraError: accelerate is not installed.
         KeyboardInterrupt: Ctrl-C, after the step was finished and saved.
+        SystemExit: SIGTERM, likewise, with status 143. Where the program has set a handler of its own for either,
+            that is called in place of raising, and where it returns, so does this, with the rows so far.
     """
     labels = tuple(label_names or label_names_of(model) or data.label_names)
     if len(labels) != model.num_classes:
