@@ -103,7 +103,7 @@ def take_turns(
     Args:
         sides: What to call, by name. Each is called twice before the clock is looked at.
         rounds: How often.
-        wait: What to call before the clock is read, where work goes on after a call: `torch.cuda.synchronize`.
+        wait: What to call before the clock is read, where work goes on after a call: see `waiter`.
         clock: What tells the time in seconds; by default the wall's clock. `time.process_time` counts the work that
             the processor does for this process: on one thread hardly more where it has other work to do as well.
         pause: Seconds to wait before each call. Some runtimes' threads go on looking for work for a while after an
@@ -154,7 +154,7 @@ def measure_ceiling(
 
 def waiter(device: torch.device) -> Callable[[], None] | None:
     """Return what waits until `device` has done its work, or None where calls return only then."""
-    return torch.cuda.synchronize if device.type == "cuda" else None
+    return None if device.type == "cpu" else partial(torch.accelerator.synchronize, device)
 
 
 def count_flops(model: nn.Module, images: Tensor) -> dict[str, int]:
@@ -417,12 +417,19 @@ def measure_training(
 
     Raises:
         MissingExtraError: accelerate is not installed.
+        OptionError: Training does not run on that device.
     """
     from poster_zoo.train import ExpressionLoss, Recipe
     from poster_zoo.train.processes import make_accelerator
     from poster_zoo.train.step import Step, make_optimizer, on_device
 
     accelerator = make_accelerator(device.type)
+    if (device.index or 0) != (accelerator.device.index or 0):
+        raise OptionError(
+            f"{str(device)!r} was asked for and training runs on {str(accelerator.device)!r}; leave the number out, "
+            "and let CUDA_VISIBLE_DEVICES choose."
+        )
+    device = accelerator.device
     steps: dict[str, Callable[[], object]] = {}
     memory: dict[str, int] = {}
     for kind, rho in (("plain", 0.0), ("SAM", 0.05)):

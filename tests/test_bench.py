@@ -8,6 +8,7 @@ import io
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import inference
 import numpy as np
@@ -42,6 +43,25 @@ def test_sides_take_turns_and_the_median_counts(monkeypatch: pytest.MonkeyPatch)
     assert called == ["slow", "fast"] * 7
     assert timings["slow"] == bench.Timing(median=3, quartiles=(2, 5), rounds=5)  # of 1, 2, 3, 5, 100
     assert timings["fast"].median == 1
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu", "cuda", "cuda:1"])
+def test_the_clock_waits_for_the_device_that_works(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: waited.append("the current one"))
+    wait = bench.waiter(torch.device(device))
+    assert wait is not None
+    wait()
+    assert waited == [torch.device(device)]
+    assert bench.waiter(torch.device("cpu")) is None
+
+
+def test_training_is_not_measured_on_another_device_than_it_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator = SimpleNamespace(device=torch.device("cuda", 0))
+    monkeypatch.setattr("poster_zoo.train.processes.make_accelerator", lambda kind: accelerator)
+    with pytest.raises(OptionError, match=r"'cuda:1' was asked for and training runs on 'cuda:0'.*VISIBLE_DEVICES"):
+        bench.measure_training("poster_tiny", 2, 3, torch.device("cuda:1"))
 
 
 def test_two_rounds_have_no_spread() -> None:
