@@ -275,6 +275,29 @@ def test_persons_are_found_beside_the_list(tmp_path: Path) -> None:
     assert persons[0] != "x"
 
 
+def test_persons_may_be_named_in_any_encoding(tmp_path: Path) -> None:
+    place = rafdb(tmp_path, [("train_1.jpg", 1), ("train_2.jpg", 2), ("train_3.jpg", 2)], persons={})
+    (place / "persons.csv").write_bytes(b"name,person\ntrain_1.jpg,Ren\xe9\ntrain_2.jpg,Ren\xe8\ntrain_3.jpg,Ren\xe9\n")
+    persons = RAFDB(place).persons
+    assert persons is not None
+    assert persons[0] == persons[2] != persons[1]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("train_1.jpg", r"line 3: a name and a person were expected, found 'train_1\.jpg'"),
+        ('"train_1.jpg,x', "line 3: this is no CSV"),
+    ],
+)
+def test_a_line_of_the_persons_that_cannot_be_understood_is_told(tmp_path: Path, line: str, words: str) -> None:
+    place = rafdb(tmp_path, [("train_1.jpg", 1)], persons={"train_2.jpg": "x"})
+    with (place / "persons.csv").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(LabelError, match=words):
+        RAFDB(place)
+
+
 def test_a_persons_file_without_its_columns_is_refused(tmp_path: Path) -> None:
     place = write(rafdb(tmp_path, [("train_1.jpg", 1)]), {"persons.csv": "file,id\ntrain_1.jpg,x\n"})
     with pytest.raises(LabelError, match="`name` and `person`"):

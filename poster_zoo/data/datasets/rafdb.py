@@ -114,9 +114,20 @@ def _persons(path: Path, files: Sequence[str]) -> list[str] | None:
     """Return who is on each image, or None where there is no such file; an image that it does not name is alone."""
     if not path.is_file():
         return None
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        rows = csv.DictReader(lines)
-        if not {"name", "person"} <= set(rows.fieldnames or ()):
-            raise LabelError(f"{str(path)!r} has no columns `name` and `person`; give it both, or take it away.")
-        persons = {row["name"]: row["person"] for row in rows}
+    persons: dict[str, str] = {}
+    end = 1  # of the last row that is whole: what an open quote swallows begins after it
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+        rows = csv.DictReader(lines, strict=True)
+        try:
+            if not {"name", "person"} <= set(rows.fieldnames or ()):
+                raise LabelError(f"{str(path)!r} has no columns `name` and `person`; give it both, or take it away.")
+            for row in rows:
+                end = rows.line_num
+                if None in (name := row["name"], person := row["person"]):
+                    raise LabelError(
+                        f"{str(path)!r}, line {end}: a name and a person were expected, found {name or person!r}."
+                    )
+                persons[name] = person
+        except csv.Error as error:
+            raise LabelError(f"{str(path)!r}, line {end + 1}: this is no CSV: {error}.") from error
     return [persons.get(file) or f"the one on {file}" for file in files]
