@@ -28,7 +28,7 @@ def check_device(device: str | torch.device) -> None:
         OptionError: With torch's reason.
     """
     try:
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).cpu()  # so that it is asked for an answer: "meta" has none
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise OptionError(f"The device {str(device)!r} cannot be used here: {reason}. `cpu` always can.") from error

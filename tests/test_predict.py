@@ -395,7 +395,7 @@ def test_options_that_no_predictor_takes_are_refused() -> None:
     for options in ({"batch_size": 0}, {"num_workers": -1}):
         with pytest.raises(OptionError, match="must be 1 or more"):
             Predictor(ColourModel(), **options)  # type: ignore[arg-type]
-    for device in ("abacus", "cuda:999"):
+    for device in ("abacus", "cuda:999", "meta"):
         with pytest.raises(OptionError, match=f"'{device}' cannot be used here"):
             Predictor(ColourModel(), device=device)
 
