@@ -40,7 +40,16 @@ from torch import Tensor
 
 from poster_zoo.errors import ImageError
 
-__all__ = ["BACKGROUND", "FORMATS", "ImageSource", "each_image", "is_many", "list_images", "read_image"]
+__all__ = [
+    "BACKGROUND",
+    "FORMATS",
+    "ImageSource",
+    "each_image",
+    "image_suffixes",
+    "is_many",
+    "list_images",
+    "read_image",
+]
 
 ImageSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray[Any, Any] | Tensor"
@@ -140,6 +149,12 @@ def read_image(source: ImageSource, name: str | None = None) -> Image.Image:
     )
 
 
+def image_suffixes() -> set[str]:
+    """Return the endings, in lower case and with the dot, of the files that are taken for images."""
+    # MPO is what PIL calls a JPEG file that holds several pictures.
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")}
+
+
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     """Return the image files in a folder and its subfolders, in natural order ("2.png" before "10.png").
 
@@ -156,8 +171,7 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
         raise ImageError(f"{_shown(folder)} is not a folder; give the folder that holds the images.") from None
     except (OSError, ValueError) as error:
         raise _cannot_open(folder, _shown(folder), error) from error
-    # MPO is what PIL calls a JPEG file that holds several pictures.
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")}
+    suffixes = image_suffixes()
     folders = [Path(folder)]
     links: list[Path] = []
     found: list[Path] = []

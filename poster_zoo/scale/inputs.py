@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from poster_zoo.data.images import FORMATS
+from poster_zoo.data.images import image_suffixes
 from poster_zoo.data.label_files import FILE_COLUMNS
 from poster_zoo.errors import OptionError
 from poster_zoo.scale.arrow import pyarrow
@@ -68,7 +66,7 @@ def names_in_folder(folder: str) -> Iterator[str]:
 
     Each folder's images come in the order of their names, then its subfolders, of which links come last.
     """
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")}
+    suffixes = image_suffixes()
     unreadable: list[str] = []
     seen: set[str] = set()
     for here, folders, names in os.walk(
