@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,13 +23,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from poster_zoo.data.check import check_dataset
 from poster_zoo.data.datasets import NO_LABEL
 from poster_zoo.errors import ImageError, LabelError, WeightsError
 from poster_zoo.labels import canonical_label, match_labels
 from poster_zoo.predict import Prediction, Predictor, join_processes
+from poster_zoo.progress import is_drawn, progress_bar
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -61,7 +60,6 @@ _RESAMPLES = 2000
 _TAILS = (0.025, 0.975)
 _Z = 1.959963984540054  # the normal distribution's quantile of the upper tail
 _BINS = 15  # as Guo et al. have it
-_BAR_DELAY = 3.0  # seconds; what is done sooner needs no progress bar
 
 
 @dataclass(frozen=True)
@@ -516,9 +514,7 @@ def _reason(dataset: FaceDataset, place: int, error: str) -> str:
 
 def _with_bar(answers: Iterable[Prediction], total: int, progress: bool | None) -> Iterable[Prediction]:
     """Return the same answers, with a progress bar on stderr; there is none by itself where nobody would see it."""
-    if progress is False or (progress is None and not (sys.stderr and sys.stderr.isatty())):
-        return answers
-    return tqdm(answers, total=total, unit="image", file=sys.stderr, leave=False, delay=_BAR_DELAY)
+    return progress_bar(total, progress, iterable=answers, leave=False) if is_drawn(progress) else answers
 
 
 def _gathered(part: _Part, processes: PartialState | None) -> _Part:

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from poster_zoo.faces.detect import faces_of
 from poster_zoo.models._builder import ENTRIES, refuse_detector
 from poster_zoo.optimize import can_optimize
 from poster_zoo.optimize import optimize as optimized
+from poster_zoo.progress import is_drawn, progress_bar
 from poster_zoo.weights.entry import FIVE_POINTS, Points
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["Prediction", "Predictor", "join_processes"]
 
 _PHOTOGRAPHS = 8  # that are in memory at once, and as many that are being read
-_BAR_DELAY = 3.0  # seconds; what is done sooner needs no progress bar
 # How many processes there are, as torchrun and the starters of MPI tell each of them; the names are accelerate's.
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _LONGEST_WAIT = timedelta(hours=12)  # of a process for the slowest; torch's own ten minutes are a matter of training
@@ -342,14 +341,10 @@ class Predictor:
             pool.shutdown(cancel_futures=True)
 
     def _progress_bar(self, total: int | None) -> tqdm[Any] | None:
-        if self.progress:
-            return tqdm(total=total, unit="image", file=sys.stderr)
-        # None without a terminal, not a disabled bar: tqdm keeps a thread of its own even for that.
-        if self.progress is False or not (sys.stderr and sys.stderr.isatty()):
+        # None, not a disabled bar: tqdm keeps a thread of its own even for that.
+        if not is_drawn(self.progress) or (self.progress is None and total is not None and total <= self.batch_size):
             return None
-        if total is not None and total <= self.batch_size:
-            return None
-        return tqdm(total=total, unit="image", file=sys.stderr, delay=_BAR_DELAY, leave=False)
+        return progress_bar(total, self.progress, leave=bool(self.progress))
 
     def _submitted(self, pool: ThreadPoolExecutor, images: Iterable[_Named]) -> Iterator[_Reading]:
         for named in images:

@@ -445,7 +445,7 @@ def test_progress_is_drawn_for_long_work_on_a_terminal(
 ) -> None:
     stderr = Terminal() if terminal else io.StringIO()
     monkeypatch.setattr(sys, "stderr", stderr)
-    monkeypatch.setattr("poster_zoo.predict._BAR_DELAY", 0)
+    monkeypatch.setattr("poster_zoo.progress._DELAY", 0)
     Predictor(ColourModel(), batch_size=4, progress=progress)([picture("red")] * images)
     assert ("image" in stderr.getvalue()) == drawn
 

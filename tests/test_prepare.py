@@ -299,6 +299,7 @@ def test_progress_is_drawn_on_a_terminal_and_goes_on_from_what_is_done(
     def bar(**options: Any) -> list[str]:
         stderr = Terminal() if terminal else io.StringIO()
         monkeypatch.setattr(sys, "stderr", stderr)
+        monkeypatch.setattr("poster_zoo.progress._DELAY", 0)
         prepare(progress=None, **options)
         return re.findall(r"(\d+)/6 ", stderr.getvalue())
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +18,10 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from tqdm import tqdm
-
 from poster_zoo.data.datasets import NO_LABEL, FaceDataset
 from poster_zoo.data.datasets.splits import SPLITS
 from poster_zoo.errors import FaultyDataError, ImageError, MissingImageError, counted
+from poster_zoo.progress import progress_bar
 
 __all__ = ["NAMED", "Copies", "Fault", "Report", "SplitReport", "check_dataset", "without_bad"]
 
@@ -31,7 +29,6 @@ NAMED = 10
 """How many faults of a kind are named; all are counted."""
 
 _AT_ONCE = 1024  # images that are handed to the threads together
-_BAR_DELAY = 3.0  # seconds; what is done sooner needs no progress bar
 
 
 @dataclass(frozen=True)
@@ -191,7 +188,7 @@ def check_dataset(
     splits = []
     with (
         ThreadPoolExecutor(num_workers or min(8, os.cpu_count() or 1), thread_name_prefix="poster_zoo") as pool,
-        _bar(sum(map(len, parts)), progress) as bar,
+        progress_bar(sum(map(len, parts)), progress, desc="checking", leave=False) as bar,
     ):
         for part in parts:
             missing: list[Fault] = []
@@ -257,13 +254,6 @@ def _report(dataset: FaceDataset, missing: Sequence[Fault], unreadable: Sequence
             )
             for i in strange
         ),
-    )
-
-
-def _bar(total: int, progress: bool | None) -> tqdm[Any]:
-    hidden = progress is False or (progress is None and not (sys.stderr and sys.stderr.isatty()))
-    return tqdm(
-        total=total, unit="image", file=sys.stderr, desc="checking", leave=False, delay=_BAR_DELAY, disable=hidden
     )
 
 

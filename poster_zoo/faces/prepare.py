@@ -13,7 +13,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,6 @@ from pathlib import Path, PurePath
 from typing import IO, Any, Literal, NamedTuple, TypeAlias, get_args
 
 from PIL import Image
-from tqdm import tqdm
 
 from poster_zoo.data.datasets import FaceDataset
 from poster_zoo.data.datasets.base import NO_LABEL
@@ -37,6 +35,7 @@ from poster_zoo.faces.align import align_faces
 from poster_zoo.faces.detect import Detector, FaceDetector, faces_of
 from poster_zoo.faces.found import Face, Faces
 from poster_zoo.files import locked_folder, whole_file
+from poster_zoo.progress import progress_bar
 
 __all__ = ["Prepared", "Several", "prepare_faces"]
 
@@ -360,8 +359,7 @@ def _prepare(
 ) -> Prepared:
     left = [photograph for photograph in photographs if (photograph.split, photograph.source) not in journal.rows]
     pending = (photograph for photograph in left if photograph.has_class)
-    shown = bool(sys.stderr and sys.stderr.isatty()) if progress is None else progress
-    bar = tqdm(total=len(photographs), initial=before, unit="image", file=sys.stderr, disable=not shown)
+    bar = progress_bar(len(photographs), progress, initial=before)
     with bar, ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="poster_zoo") as pool:
         for photograph in left:
             if not photograph.has_class:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from poster_zoo.digest import weights_digest
 from poster_zoo.errors import ClusterError, OptionError, OutputError, counted
 from poster_zoo.predict import Prediction, Predictor, join_processes
+from poster_zoo.progress import progress_bar
 from poster_zoo.scale.answers import Answerer
 from poster_zoo.scale.plan import FileFormat, Plan, begin, detector_digest
 from poster_zoo.scale.ray_data import answer_on_ray
@@ -118,7 +118,7 @@ def predict_into(
     pending = _agreed(plan.pending(), processes)
     before = plan.images - sum(plan.parts[number].images for number in pending)
 
-    with _bar(plan.images, before, progress if first else False) as bar:
+    with progress_bar(plan.images, progress if first else False, initial=before) as bar:
         if engine == "ray":
             answer_on_ray(plan, pending, predictor, address, actors, device, bar)
         else:
@@ -153,11 +153,6 @@ def _answer_in_processes(
             bar.update(plan.images - left - bar.n)
     if processes is not None:
         processes.wait_for_everyone()
-
-
-def _bar(images: int, done: int, progress: bool | None) -> tqdm[Any]:
-    wanted = bool(sys.stderr and sys.stderr.isatty()) if progress is None else progress
-    return tqdm(total=images, initial=done, unit="image", file=sys.stderr, disable=not wanted)
 
 
 def predict_together(predictor: Predictor, images: Sequence[str], processes: PartialState) -> Iterator[Prediction]:

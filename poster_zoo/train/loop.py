@@ -15,7 +15,6 @@ bit for bit: what is random follows from the seed and the step (see `batches`), 
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -37,6 +36,7 @@ from poster_zoo.data.datasets import FaceDataset
 from poster_zoo.data.transforms import split_transform
 from poster_zoo.errors import FaultyDataError, LabelError, PosterZooError, TrainingError
 from poster_zoo.evaluate import Evaluation, evaluate
+from poster_zoo.progress import progress_bar
 from poster_zoo.train.batches import EpochBatches, evaluation_loader, seed_everything, training_loader
 from poster_zoo.train.interrupt import Interrupt
 from poster_zoo.train.losses import ExpressionLoss, balanced_weights
@@ -358,16 +358,13 @@ class _Trainer:
         return error
 
     def _bar(self) -> tqdm[Any]:
-        shown = bool(sys.stderr and sys.stderr.isatty()) if self.show_progress is None else self.show_progress
         images = [self.batches.images(step) for step in range(len(self.batches))]
-        return tqdm(
-            total=sum(images),
+        return progress_bar(
+            sum(images),
+            self.show_progress if self.accelerator.is_main_process else False,
             initial=sum(images[: self.at.step]),
             desc=f"epoch {self.at.epoch + 1}/{self.recipe.epochs}",
-            unit="image",
-            file=sys.stderr,
             leave=False,
-            disable=not (shown and self.accelerator.is_main_process),
         )
 
 
