@@ -15,7 +15,7 @@ from poster_zoo.errors import OutputError, PosterZooError
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["check_place", "locked_folder", "whole_file"]
+__all__ = ["bring_to_disk", "check_place", "locked_folder", "whole_file"]
 
 
 def check_place(kind: str, path: Path) -> None:
@@ -37,16 +37,36 @@ def check_place(kind: str, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def whole_file(out: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a place beside `out` to write at, and rename in the end what is there; after an exception nothing is."""
+def whole_file(out: str | os.PathLike[str], *, beside: Path | None = None, durable: bool = False) -> Iterator[Path]:
+    """Give a place beside `out` to write at, and rename in the end what is there; after an exception nothing is.
+
+    Args:
+        out: Where the file goes.
+        beside: The place, on the same disk; by default one of a new name in the same folder.
+        durable: Bring the file to the disk before it gets its name, so that it is whole after a power cut too.
+    """
     place = Path(os.path.realpath(out))
-    beside = place.with_name(f".{uuid.uuid4().hex}.tmp")
+    beside = beside or place.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         yield beside
         if beside.exists():
+            if durable:
+                bring_to_disk(beside)
             os.replace(beside, place)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def bring_to_disk(path: Path) -> None:
+    """Wait until the disk has what was written to a file, or the names that a folder holds."""
+    folder = path.is_dir()
+    if folder and os.name != "posix":
+        return  # other systems let no folder be opened
+    handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)  # Windows wants a file that can be written
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from poster_zoo.digest import weights_digest
 from poster_zoo.errors import OptionError, OutputError
 from poster_zoo.extras import installed
 from poster_zoo.faces import Detector, FaceDetector
-from poster_zoo.files import locked_folder
+from poster_zoo.files import locked_folder, whole_file
 from poster_zoo.predict import Prediction, Predictor
 from poster_zoo.scale.arrow import pyarrow
 from poster_zoo.scale.inputs import ParquetRows, each_once, listed, names_in_folder, parquet_files
@@ -325,13 +325,7 @@ def _cut(file: Path, names: int, rows: Sequence[int], size: int) -> tuple[Part, 
 
 
 def write_whole(place: Path, write: Callable[[IO[bytes]], object], work: Path) -> None:
-    """Write a file beside its place and rename it: it is there whole or not at all."""
+    """Write a file in the folder of the work and rename it: it is there whole or not at all."""
     beside = work / f"{uuid.uuid4().hex}.new"
-    try:
-        with beside.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, place)
-    finally:
-        beside.unlink(missing_ok=True)
+    with whole_file(place, beside=beside, durable=True), beside.open("wb") as file:
+        write(file)

@@ -42,7 +42,7 @@ from poster_zoo._version import __version__
 from poster_zoo.errors import OptionError, PosterZooError, TrainingError, WeightsError
 from poster_zoo.evaluate import Evaluation, evaluate
 from poster_zoo.extras import installed
-from poster_zoo.files import locked_folder
+from poster_zoo.files import bring_to_disk, locked_folder, whole_file
 from poster_zoo.models._builder import ENTRIES
 from poster_zoo.train.recipe import Recipe, differences
 from poster_zoo.weights.card import evaluation_section, own_card
@@ -473,13 +473,9 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.new")
-    try:
+    # By a name that is the same each time, so that kills leave one at most.
+    with whole_file(path, beside=path.with_name(f".{path.name}.new"), durable=True) as beside:
         beside.write_text(text, encoding="utf-8")
-        _bring_to_disk(beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _beside(folder: Path) -> tuple[Path, Path]:
@@ -494,15 +490,15 @@ def _replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
         new.mkdir(parents=True)
         write(new)
         for path in new.iterdir():
-            _bring_to_disk(path)
-        _bring_to_disk(new)
+            bring_to_disk(path)
+        bring_to_disk(new)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
     if folder.exists():
         os.rename(folder, old)
     os.rename(new, folder)
-    _bring_to_disk(folder.parent)
+    bring_to_disk(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -513,17 +509,6 @@ def _finish_renaming(folder: Path) -> None:
         os.rename(new if new.exists() else old, folder)
     for left_over in (new, old):
         shutil.rmtree(left_over, ignore_errors=True)
-
-
-def _bring_to_disk(path: Path) -> None:
-    folder = path.is_dir()
-    if folder and os.name != "posix":
-        return  # other systems let no folder be opened
-    handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)  # Windows wants a file that can be written
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
