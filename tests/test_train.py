@@ -386,7 +386,7 @@ def test_pictures_are_drawn_after_each_epoch_and_no_run_ends_for_want_of_one(
 def test_the_bar_shows_loss_accuracy_speed_and_the_time_that_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("poster_zoo.train.loop.tqdm", partial(tqdm, mininterval=0))  # shown after each step
+    monkeypatch.setattr("poster_zoo.progress.tqdm", partial(tqdm, mininterval=0))  # shown after each step
     trained(tmp_path / "run", changed(epochs=1), progress=True)
     shown = r"epoch 1/1: +67%.*\| 16/24 \[\d\d:\d\d<\d\d:\d\d, .*(image/s|s/image), loss \d+\.\d{3}, accuracy \d\.\d{3}"
     assert re.search(shown, capsys.readouterr().err)
