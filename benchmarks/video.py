@@ -86,8 +86,8 @@ def main(photograph: str, model: str, frames: int, long_frames: int, threads: in
 
         steps: dict[str, Callable[[], int]] = {
             "read": read,
-            "read and follow": follow,
-            "and answer": answer,
+            "read and follow in every frame": follow,
+            "read, look, follow and answer": answer,
             "and draw, write film and table": everything,
         }
         content["frames a second"] = {}
