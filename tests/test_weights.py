@@ -18,6 +18,7 @@ from torch import nn
 
 import poster_zoo
 from poster_zoo.errors import LabelError, WeightsError, WeightsMismatchError, WeightsNotFoundError
+from poster_zoo.weights.find import installed_folder
 from poster_zoo.weights.save import model_config
 
 TINY = ["poster_tiny", "poster_tiny_baseline", "poster_tiny_image", "mobilefacenet"]
@@ -189,13 +190,124 @@ def test_weights_from_a_file_or_a_folder(tiny: tuple[Any, Path]) -> None:
         assert same(poster_zoo.create_model("poster_tiny", weights=place), model)
 
 
-def test_a_file_that_is_named_comes_before_the_folders_own(tiny: tuple[Any, Path], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of poster_tiny's architecture, but with other classes, another mean and more heads in each attention."""
+    torch.manual_seed(3)
+    model: Any = poster_zoo.create_model("poster_tiny", num_heads=8).eval()
+    nn.init.normal_(model.fusion.blocks[0].large.image.attn.kv.weight)  # so that the number of heads is seen
+    model.pretrained_cfg["mean"] = (0.1, 0.2, 0.3)
+    labels = sorted(model.pretrained_cfg["label_names"])
+    return poster_zoo.save_pretrained(model, tmp_path_factory.mktemp("own") / "best", label_names=labels)
+
+
+def loaded(way: str, folder: Path, **kwargs: Any) -> Any:
+    file = folder / "model.safetensors"
+    if way == "train":
+        from poster_zoo.train import recipe_for
+        from poster_zoo.train.prepare import build_model
+
+        return build_model("poster_tiny", recipe_for("poster_tiny"), checkpoint=str(folder))
+    if way == "timm":
+        return timm.create_model("poster_tiny", pretrained=True, pretrained_cfg_overlay={"file": str(folder)}, **kwargs)
+    if way == "load_checkpoint":
+        return poster_zoo.load_checkpoint(folder, "poster_tiny", **kwargs)
+    return poster_zoo.create_model("poster_tiny", weights=folder if way == "folder" else file, **kwargs)
+
+
+@pytest.mark.parametrize("way", ["folder", "file", "load_checkpoint", "train", "timm"])
+def test_a_named_folder_brings_its_classes_its_preprocessing_and_its_arguments(way: str, own: Path) -> None:
+    expected: Any = poster_zoo.from_pretrained(own).eval()
+    model = loaded(way, own).eval()
+    assert list(model.pretrained_cfg["label_names"]) == sorted(poster_zoo.labels.FERPLUS)
+    assert model.pretrained_cfg["mean"] == pytest.approx((0.1, 0.2, 0.3))
+    assert model.built_with["num_heads"] == 8
+    x = torch.randn(2, 3, 112, 112)
+    with torch.inference_mode():
+        assert torch.equal(model(x), expected(x))
+
+
+def test_an_argument_that_is_given_comes_before_the_folders(own: Path) -> None:
+    model: Any = poster_zoo.create_model("poster_tiny", weights=own, num_heads=4, num_classes=3)
+    assert model.built_with["num_heads"] == 4
+    assert model.num_classes == 3
+
+
+def test_a_named_folder_of_other_classes_keeps_its_head(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    saved = poster_zoo.create_model("poster_tiny", num_classes=2, in_chans=1, img_size=96)
+    folder = poster_zoo.save_pretrained(saved, tmp_path, label_names=["no", "yes"])
+    model: Any = poster_zoo.create_model("poster_tiny", weights=folder)
+    assert same(model, saved)
+    assert (model.num_classes, model.in_chans, model.img_size) == (2, 1, (96, 96))
+    assert list(model.pretrained_cfg["label_names"]) == ["no", "yes"]
+    assert not caplog.records
+
+
+def test_classes_without_names_do_not_get_those_of_the_entry(own: Path, tmp_path: Path) -> None:
+    config = json.loads((own / "config.json").read_text())
+    del config["label_names"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").symlink_to(own / "model.safetensors")
+    assert not poster_zoo.create_model("poster_tiny", weights=tmp_path).pretrained_cfg.get("label_names")
+
+
+@pytest.mark.parametrize("name", ["poster_tiny_baseline", "poster_tiny_image", "poster_rafdb"])
+def test_a_named_folder_of_another_model_is_refused_by_name(name: str, tiny: tuple[Any, Path]) -> None:
+    for build in (
+        lambda: poster_zoo.create_model(name, weights=tiny[1]),
+        lambda: poster_zoo.load_checkpoint(tiny[1], name),
+        lambda: poster_zoo.create_model(name, weights=tiny[1] / "model.safetensors", num_classes=3),
+    ):
+        with pytest.raises(WeightsError, match=rf"holds a poster_tiny and no {name}; .*poster_tiny") as error:
+            build()
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("place", ["installed", "the Hub's cache"])
+def test_installed_weights_and_those_of_the_hub_are_what_their_config_says(place: str, tmp_path: Path) -> None:
+    saved = poster_zoo.create_model("mobilefacenet", num_classes=10, img_size=64)
+    saved.pretrained_cfg["mean"] = (0.1, 0.2, 0.3)
+    folder = installed_folder("mobilefacenet")
+    if place != "installed":
+        folder = tmp_path / "models--poster-zoo--mobilefacenet" / "snapshots" / ("0" * 40)
+        (tmp_path / "models--poster-zoo--mobilefacenet" / "refs").mkdir(parents=True)
+        (tmp_path / "models--poster-zoo--mobilefacenet" / "refs" / "main").write_text("0" * 40)
+    poster_zoo.save_pretrained(saved, folder)
+    model: Any = poster_zoo.create_model("mobilefacenet", pretrained=True, cache_dir=tmp_path)
+    assert same(model, saved)
+    assert (model.num_classes, model.img_size) == (10, (64, 64))
+    assert model.pretrained_cfg["mean"] == pytest.approx((0.1, 0.2, 0.3))
+    assert model.pretrained_cfg["hf_hub_id"] == "poster-zoo/mobilefacenet"
+
+
+def test_installed_weights_of_the_entrys_own_kind_leave_the_entry_as_it_is() -> None:
+    plain = poster_zoo.create_model("mobilefacenet")
+    poster_zoo.save_pretrained(plain, installed_folder("mobilefacenet"))
+    model = poster_zoo.create_model("mobilefacenet", pretrained=True)
+    assert same(model, plain)
+    assert model.pretrained_cfg == plain.pretrained_cfg
+
+
+def test_weights_of_models_that_share_them_fit_both_names(tmp_path: Path) -> None:
+    folder = poster_zoo.save_pretrained(poster_zoo.create_model("poster_rafdb", depth=1), tmp_path)
+    model: Any = poster_zoo.create_model("poster", weights=folder)
+    assert model.built_with["depth"] == 1
+
+
+def test_a_file_that_is_named_comes_before_the_folders_own(tiny: tuple[Any, Path], own: Path, tmp_path: Path) -> None:
     torch.manual_seed(2)
     other = poster_zoo.create_model("poster_tiny")
     folder = poster_zoo.save_pretrained(other, tmp_path / "other", label_names=list("abcdefgh"))
-    model = poster_zoo.create_model(f"local-dir:{folder}", weights=tiny[1] / "model.safetensors")
+    (tmp_path / "alone.safetensors").symlink_to(tiny[1] / "model.safetensors")
+    model: Any = poster_zoo.create_model(f"local-dir:{folder}", weights=tmp_path / "alone.safetensors")
     assert same(model, tiny[0])
-    assert list(model.pretrained_cfg["label_names"]) == list("abcdefgh")
+    assert list(model.pretrained_cfg["label_names"]) == list("abcdefgh")  # a file alone says no others
+    for name, weights in ((folder, own), (own, folder)):
+        model = poster_zoo.create_model(f"local-dir:{name}", weights=weights)
+        expected: Any = poster_zoo.from_pretrained(weights)
+        assert same(model, expected)
+        assert model.built_with == expected.built_with
+        assert list(model.pretrained_cfg["label_names"]) == list(expected.pretrained_cfg["label_names"])
     with pytest.raises(WeightsNotFoundError, match="no weights file"):
         poster_zoo.create_model(f"local-dir:{folder}", weights=tmp_path / "nowhere.safetensors")
 
@@ -253,16 +365,18 @@ def test_grey_stems_answer_as_colour_stems_do_to_grey_images(tiny: tuple[Any, Pa
 
 
 def test_wrong_weights_are_one_error_that_names_the_first_tensors(
-    tiny: tuple[Any, Path], caplog: pytest.LogCaptureFixture
+    tiny: tuple[Any, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    alone = tmp_path / "alone.safetensors"  # without the config.json that would say what it is
+    alone.symlink_to(tiny[1] / "model.safetensors")
     with pytest.raises(
         WeightsMismatchError, match=r"do not fit poster_tiny_image: \d+ of its tensors differ \(trunk\."
     ):
-        poster_zoo.create_model("poster_tiny_image", weights=tiny[1])
+        poster_zoo.create_model("poster_tiny_image", weights=alone)
     with pytest.raises(WeightsMismatchError, match=r"expected .*, found "):
         poster_zoo.create_model("poster_tiny", weights=tiny[1], embed_dim=80)
     with pytest.raises(WeightsMismatchError):
-        poster_zoo.create_model("poster_v2", weights=tiny[1])  # of another number of classes too
+        poster_zoo.create_model("poster_v2", weights=alone)  # of another number of classes too
     assert caplog.records == []
 
 

@@ -8,9 +8,12 @@ ImageNet's mean and std where a factory has no entry.
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs
 from timm.models._builder import resolve_pretrained_cfg
+from timm.models._hub import load_model_config_from_path
 from timm.models._manipulate import adapt_input_conv
 from timm.models._registry import DefaultCfg
 from torch import Tensor, nn
@@ -25,7 +29,7 @@ from torch import Tensor, nn
 from poster_zoo.errors import OptionError, UnknownArgumentError, WeightsError, WeightsMismatchError, nearest
 from poster_zoo.models.layers import default_device, init_weights
 from poster_zoo.weights.entry import Weights
-from poster_zoo.weights.find import fetch_repository, fetch_weights
+from poster_zoo.weights.find import Found, fetch_repository, fetch_weights, read_config
 
 __all__ = [
     "ENTRIES",
@@ -51,6 +55,9 @@ STREAMS = ("ir50", "mobilefacenet")
 # What timm's builder and its feature wrapper take beside the model's own arguments.
 _BUILDER_ARGUMENTS = ("features_only", "out_indices", "feature_cls", "output_fmt", "pretrained_model_args")
 
+
+# Where weights are: what is found there says nothing new about that.
+_PLACES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source")
 
 # What a folder says elsewhere, or what matters while a model learns and not to what it answers.
 _NOT_ARCHITECTURE = (
@@ -98,8 +105,16 @@ def refuse_detector(model: str | nn.Module, asked: str) -> None:
         )
 
 
-def build_model(cls: type[Model], variant: str, pretrained: bool, kwargs: dict[str, Any]) -> Model:
+def build_model(
+    cls: type[Model],
+    variant: str,
+    pretrained: bool,
+    kwargs: dict[str, Any],
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> Model:
     """Build a model of the registry.
+
+    Where a config.json lies beside the weights, it is of that config's classes, preprocessing and arguments.
 
     Args:
         cls: The architecture.
@@ -108,11 +123,12 @@ def build_model(cls: type[Model], variant: str, pretrained: bool, kwargs: dict[s
             or an error is raised.
         kwargs: Arguments of the architecture and of timm's builder; `pretrained_streams=True` starts the two streams
             of a POSTER from the weights of `ir50` and `mobilefacenet`, as the authors' training does.
+        defaults: The factory's own arguments, which those of a config.json and of `kwargs` replace.
 
     Raises:
         UnknownArgumentError: A keyword that the architecture does not take.
         WeightsNotFoundError: The weights are nowhere to be had.
-        WeightsError: The weights do not fit.
+        WeightsError: The weights do not fit, or are another model's.
     """
     options = dict(kwargs)
     cfg = resolve_pretrained_cfg(
@@ -121,10 +137,16 @@ def build_model(cls: type[Model], variant: str, pretrained: bool, kwargs: dict[s
     cache_dir = options.pop("cache_dir", None)
     pretrained_streams = options.pop("pretrained_streams", False) if hasattr(cls, "load_streams") else False
     _refuse_unknown_arguments(cls, variant, options)
+    found = _find(variant, cfg, cache_dir) if pretrained and cfg.state_dict is None else None
+    if found and found.config:
+        cfg, saved = _as_saved(variant, cfg, found.config)
+        _refuse_unknown_arguments(cls, variant, saved)
+        options = saved | options
+    options = dict(defaults) | options
 
     def construct(**arguments: Any) -> Any:
         if pretrained:
-            tensors = weights_tensors(variant, cfg, cache_dir)
+            tensors = _tensors(variant, cfg, found)
             device = torch.device(arguments.pop("device", None) or default_device())
             # Built without numbers of its own: to draw them takes longer than to read the weights.
             with torch.device("meta"):
@@ -159,32 +181,63 @@ def _refuse_unknown_arguments(cls: type[nn.Module], variant: str, options: Mappi
             )
 
 
-def weights_tensors(
-    variant: str, cfg: PretrainedCfg | None = None, cache_dir: str | Path | None = None
-) -> dict[str, Tensor]:
-    """Return the tensors that `cfg` points at: given ones, a file, a repository of its own, or else the entry's."""
-    cfg = cfg or resolve_pretrained_cfg(variant)
-    if cfg.state_dict is not None:
-        return {key: tensor.clone() for key, tensor in cfg.state_dict.items()}  # the caller goes on using his own
-    path = _weights_file(variant, cfg, cache_dir)
+def weights_tensors(variant: str, cache_dir: str | Path | None = None) -> dict[str, Tensor]:
+    """Return the tensors of an entry's weights."""
+    cfg = resolve_pretrained_cfg(variant)
+    return _tensors(variant, cfg, _find(variant, cfg, cache_dir))
+
+
+def _tensors(variant: str, cfg: PretrainedCfg, found: Found | None) -> dict[str, Tensor]:
+    """Return the tensors that `cfg` gives, or else those of the file that was found."""
+    if found is None or found.path is None:
+        given: dict[str, Tensor] = cfg.state_dict or {}
+        return {key: tensor.clone() for key, tensor in given.items()}  # the caller goes on using his own
     try:
-        return load_file(path)
+        return load_file(found.path)
     except (SafetensorError, OSError) as error:
         raise WeightsError(
-            f"The weights of {variant} cannot be read from {path}: {error}. "
+            f"The weights of {variant} cannot be read from {found.path}: {error}. "
             f"Weights are safetensors files; `poster-zoo convert` makes one of an authors' checkpoint."
         ) from error
 
 
-def _weights_file(variant: str, cfg: PretrainedCfg, cache_dir: str | Path | None) -> Path:
+def _find(variant: str, cfg: PretrainedCfg, cache_dir: str | Path | None) -> Found:
+    """Return the file that `cfg` points at: a given one, one of a repository of its own, or else the entry's."""
     entry = ENTRIES[variant]
     if cfg.source == "hf-hub" or (cfg.hf_hub_id and cfg.hf_hub_id != entry.to_cfg().get("hf_hub_id")):
         repository, _, revision = str(cfg.hf_hub_id).partition("@")
-        return fetch_repository(repository, revision or None, cache_dir=cache_dir)[1]
+        config, weights = fetch_repository(repository, revision or None, cache_dir=cache_dir)
+        return Found("hub", weights, config, f"They are those of {repository} on the Hub.")
     found = fetch_weights(weights_name(variant), entry, file=cfg.file, cache_dir=cache_dir)
     if found.path is None:
         raise WeightsError(f"The weights of {variant} were asked for and not found: {found.reason}")
-    return found.path
+    return found
+
+
+def _as_saved(variant: str, cfg: PretrainedCfg, config: Path) -> tuple[PretrainedCfg, dict[str, Any]]:
+    """Return classes and preprocessing, and the arguments of the model, as the config.json beside its weights has them.
+
+    Where it says nothing else than `cfg`, as that of a file that was converted here, `cfg` stays.
+
+    Raises:
+        WeightsError: It cannot be read, or is of another model.
+    """
+    architecture = read_config(config)["architecture"]
+    if architecture != variant and (architecture not in ENTRIES or weights_name(architecture) != weights_name(variant)):
+        raise WeightsError(
+            f"The folder {config.parent} holds a {architecture} and no {variant}; name the model {architecture}, "
+            f"or local-dir:{config.parent}, which says so itself."
+        )
+    stated, _, arguments = load_model_config_from_path(config.parent)
+    before = cfg.to_dict(remove_null=False)
+    stated = {"label_names": None} | {key: stated[key] for key in stated if key in before and key not in _PLACES}
+    if any(_as_json(value) != _as_json(before[key]) for key, value in stated.items()):
+        cfg = replace(cfg, **stated)
+    return cfg, dict(arguments or {})
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value)  # where a tuple is a list
 
 
 def load_weights(

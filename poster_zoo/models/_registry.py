@@ -17,7 +17,7 @@ from torch import nn
 from poster_zoo.errors import UnknownModelError, WeightsError, WeightsNotFoundError, nearest
 from poster_zoo.models._builder import ENTRIES, weights_name
 from poster_zoo.weights.entry import Weights
-from poster_zoo.weights.find import CONFIG_FILE, Found, fetch_repository, find_weights, read_config
+from poster_zoo.weights.find import CONFIG_FILE, Found, config_beside, fetch_repository, find_weights, read_config
 
 __all__ = ["ModelInfo", "create_model", "list_models", "model_info"]
 
@@ -54,7 +54,9 @@ def create_model(
             "local-dir:folder".
         pretrained: Load the weights, from the package, this machine or the Hub. None means yes for repositories and
             folders, no for names. Where weights are asked for they are loaded, or an error says why not.
-        weights: A safetensors file, or a folder that holds model.safetensors, to load instead.
+        weights: A safetensors file, or a folder that holds model.safetensors, to load instead. A config.json beside
+            model.safetensors says what they are: its label names, mean, input size and arguments count, but for
+            those in `kwargs`.
         cache_dir: The Hub's cache; None for huggingface_hub's own.
         **kwargs: Arguments of the architecture (`num_classes`, `in_chans`, `img_size`, `drop_rate`,
             `drop_path_rate`, `global_pool`, …), `features_only`, `device`, `dtype`.
@@ -66,16 +68,18 @@ def create_model(
         UnknownModelError: There is no such model.
         UnknownArgumentError: The architecture takes no such keyword.
         WeightsNotFoundError: The weights are nowhere to be had; the message says how to get them.
-        WeightsError: The weights do not fit, or are not those that were recorded.
+        WeightsError: The weights do not fit, are another model's, or are not those that were recorded.
     """
     if weights is not None:
         kwargs["pretrained_cfg_overlay"] = {"file": str(weights)}
     source, _, place = name.partition(":")
     if source in ("hf-hub", "hf_hub", "local-dir") and place:
         folder = _repository_folder(place, cache_dir) if source != "local-dir" else _model_folder(place)
-        _check_config(folder / CONFIG_FILE)
-        loads = True if pretrained is None else pretrained or weights is not None
-        return timm.create_model(f"local-dir:{folder}", pretrained=loads, cache_dir=cache_dir, **kwargs)
+        architecture = _checked_architecture(folder / CONFIG_FILE)
+        if weights is None or architecture not in ENTRIES or config_beside(weights) is None:
+            loads = True if pretrained is None else pretrained or weights is not None
+            return timm.create_model(f"local-dir:{folder}", pretrained=loads, cache_dir=cache_dir, **kwargs)
+        name = architecture  # what else this config says, the one beside the weights says of them
     base, _, tag = name.partition(".")
     _entry(base)
     if tag:
@@ -113,13 +117,14 @@ def _model_folder(folder: str) -> Path:
     return path
 
 
-def _check_config(path: Path) -> None:
-    architecture = read_config(path)["architecture"]
+def _checked_architecture(path: Path) -> str:
+    architecture: str = read_config(path)["architecture"]
     if not is_model(architecture):
         raise WeightsError(
             f"{path} is of the architecture {architecture!r}, which neither this zoo nor timm has."
             f"{nearest(architecture, ENTRIES)} A newer version may have it."
         )
+    return architecture
 
 
 @dataclass(frozen=True)

@@ -772,43 +772,43 @@ default_cfgs = register_weights(WEIGHTS)
 @register_model
 def poster_small(pretrained: bool = False, **kwargs: Any) -> Poster:
     """POSTER with 4 pyramid blocks, 224 × 224 RGB faces."""
-    return build_model(Poster, "poster_small", pretrained, _SMALL | kwargs)
+    return build_model(Poster, "poster_small", pretrained, kwargs, _SMALL)
 
 
 @register_model
 def poster_base(pretrained: bool = False, **kwargs: Any) -> Poster:
     """POSTER with 6 pyramid blocks, 224 × 224 RGB faces."""
-    return build_model(Poster, "poster_base", pretrained, _BASE | kwargs)
+    return build_model(Poster, "poster_base", pretrained, kwargs, _BASE)
 
 
 @register_model
 def poster(pretrained: bool = False, **kwargs: Any) -> Poster:
     """POSTER of the paper (large, 8 pyramid blocks), 224 × 224 RGB faces; pretrained: the RAF-DB weights."""
-    return build_model(Poster, "poster", pretrained, _LARGE | kwargs)
+    return build_model(Poster, "poster", pretrained, kwargs, _LARGE)
 
 
 @register_model
 def poster_rafdb(pretrained: bool = False, **kwargs: Any) -> Poster:
     """POSTER (large) with the seven classes of RAF-DB, 224 × 224 RGB faces."""
-    return build_model(Poster, "poster_rafdb", pretrained, _LARGE | kwargs)
+    return build_model(Poster, "poster_rafdb", pretrained, kwargs, _LARGE)
 
 
 @register_model
 def poster_affectnet7(pretrained: bool = False, **kwargs: Any) -> Poster:
     """POSTER (large, without token mixing) with seven classes of AffectNet, 224 × 224 RGB faces."""
-    return build_model(Poster, "poster_affectnet7", pretrained, _LARGE | {"token_mixing": False} | kwargs)
+    return build_model(Poster, "poster_affectnet7", pretrained, kwargs, _LARGE | {"token_mixing": False})
 
 
 @register_model
 def poster_affectnet8(pretrained: bool = False, **kwargs: Any) -> Poster:
     """POSTER (large, without token mixing) with eight classes of AffectNet, 224 × 224 RGB faces."""
-    return build_model(Poster, "poster_affectnet8", pretrained, _LARGE | {"token_mixing": False} | kwargs)
+    return build_model(Poster, "poster_affectnet8", pretrained, kwargs, _LARGE | {"token_mixing": False})
 
 
 @register_model
 def poster_ferplus(pretrained: bool = False, **kwargs: Any) -> Poster:
     """POSTER (large) with the eight classes of FERPlus, 224 × 224 RGB faces."""
-    return build_model(Poster, "poster_ferplus", pretrained, _LARGE | kwargs)
+    return build_model(Poster, "poster_ferplus", pretrained, kwargs, _LARGE)
 
 
 @register_model
@@ -820,17 +820,17 @@ def poster_baseline(pretrained: bool = False, **kwargs: Any) -> PosterBaseline:
 @register_model
 def poster_tiny(pretrained: bool = False, **kwargs: Any) -> Poster:
     """A small POSTER with the eight classes of FERPlus, 112 × 112 RGB faces; its weights come with the package."""
-    return build_model(Poster, "poster_tiny", pretrained, _TINY | kwargs)
+    return build_model(Poster, "poster_tiny", pretrained, kwargs, _TINY)
 
 
 @register_model
 def poster_tiny_baseline(pretrained: bool = False, **kwargs: Any) -> PosterBaseline:
     """The streams of `poster_tiny` with plain encoders, at the same cost, 112 × 112 RGB faces."""
-    return build_model(PosterBaseline, "poster_tiny_baseline", pretrained, _TINY | kwargs)
+    return build_model(PosterBaseline, "poster_tiny_baseline", pretrained, kwargs, _TINY)
 
 
 @register_model
 def poster_tiny_image(pretrained: bool = False, **kwargs: Any) -> IRNet:
     """The image stream of `poster_tiny` alone, deepened to the same cost, 112 × 112 RGB faces."""
     size = {**_TINY_IMAGE_STREAM, "depths": (2, 4, 4), "global_pool": "avg"}
-    return build_model(IRNet, "poster_tiny_image", pretrained, size | kwargs)
+    return build_model(IRNet, "poster_tiny_image", pretrained, kwargs, size)

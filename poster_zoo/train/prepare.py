@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from poster_zoo.models._registry import create_model
 from poster_zoo.models.poster import TwoStreams
 from poster_zoo.train.recipe import Recipe
 from poster_zoo.weights.convert import load_checkpoint
-from poster_zoo.weights.find import fetch_repository, read_config
+from poster_zoo.weights.find import config_beside, fetch_repository, read_config
 
 __all__ = ["Faces", "build_model", "model_arguments", "open_faces", "saved_config"]
 
@@ -174,11 +175,16 @@ def _start_streams(model: Any) -> None:
 
 
 def saved_config(name: str, checkpoint: str | None = None) -> dict[str, Any]:
-    """Return the config.json of a model that is loaded from a folder or from the Hub; an empty one for others."""
+    """Return the config.json of a model that is loaded from a folder or from the Hub; an empty one for others.
+
+    Raises:
+        WeightsError: It cannot be read.
+    """
     kind, _, place = name.partition(":")
-    if checkpoint is not None:
-        folder = Path(checkpoint)
-    elif place and kind.replace("_", "-") == "hf-hub":
+    with contextlib.suppress(WeightsNotFoundError):  # which is for whoever loads it to say
+        if checkpoint is not None and (config := config_beside(checkpoint)):
+            return read_config(config)
+    if place and kind.replace("_", "-") == "hf-hub":
         repository, _, revision = place.partition("@")
         folder = fetch_repository(repository, revision or None)[0].parent
     elif place:

@@ -36,6 +36,7 @@ __all__ = [
     "WEIGHTS_FILE",
     "Found",
     "client_errors",
+    "config_beside",
     "explain_connection",
     "fetch_repository",
     "fetch_weights",
@@ -143,6 +144,15 @@ def find_weights(
         return Found("nowhere", None, None, _offline(repo_id))
     doubt = ", which held no weights when this version was made" if _is_unpublished(entry) else ""
     return Found("hub", None, None, f"They are not on this machine; the Hub would be asked for {repo_id}{doubt}.")
+
+
+def config_beside(file: str | Path) -> Path | None:
+    """Return the config.json of weights that a caller names, a file or a folder as for `find_weights`, or None.
+
+    Raises:
+        WeightsNotFoundError: There are no such weights.
+    """
+    return _given(Path(file).expanduser()).config
 
 
 def _given(path: Path) -> Found:
