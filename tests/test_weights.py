@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import resource
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import poster_zoo
 from poster_zoo.errors import LabelError, WeightsError, WeightsMismatchError, WeightsNotFoundError
 from poster_zoo.weights.find import installed_folder
 from poster_zoo.weights.save import model_config
+from poster_zoo.weights.tensors import read_tensors
 
 TINY = ["poster_tiny", "poster_tiny_baseline", "poster_tiny_image", "mobilefacenet"]
 
@@ -404,6 +406,51 @@ def test_a_new_head_on_loaded_weights_has_numbers_and_learns(name: str, tmp_path
     assert head.weight.shape[0] == 3
     assert head.weight.requires_grad
     assert 0 < float(head.weight.detach().std()) < 1
+
+
+def _overwrite(file: Path) -> None:
+    """Put zeros over a file's numbers where they lie, as `cp` or `rsync --inplace` would."""
+    with file.open("r+b") as data:
+        start = 8 + int.from_bytes(data.read(8), "little")
+        data.seek(start)
+        data.write(bytes(file.stat().st_size - start))
+
+
+@pytest.mark.parametrize("way", ["folder", "local-dir", "load_checkpoint"])
+def test_a_model_stays_as_it_is_when_its_file_is_written_over(way: str, tiny: tuple[Any, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny[1], folder)
+    model = poster_zoo.from_pretrained(folder) if way == "local-dir" else loaded(way, folder)
+    _overwrite(folder / "model.safetensors")
+    assert same(model, tiny[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.bool], ids=str)
+def test_tensors_of_a_file_are_those_that_the_library_reads(dtype: torch.dtype, tmp_path: Path) -> None:
+    saved = {"matrix": (torch.randn(3, 5) * 9).to(dtype), "number": torch.tensor(7), "none": torch.empty(0, 4)}
+    save_file(saved, tmp_path / "some.safetensors", metadata={"format": "pt"})
+    read, expected = read_tensors(tmp_path / "some.safetensors"), load_file(tmp_path / "some.safetensors")
+    assert read.keys() == expected.keys()
+    for name in expected:
+        assert read[name].dtype == expected[name].dtype
+        assert torch.equal(read[name], expected[name])
+    torch.save(read["number"], tmp_path / "number.pt")  # which brings no other tensor along
+    assert (tmp_path / "number.pt").stat().st_size < 4096
+
+
+@pytest.mark.parametrize("kept", [0, 5, 100, -1], ids=["empty", "no header", "half a header", "a byte less"])
+def test_weights_that_break_off_are_one_sentence(kept: int, tiny: tuple[Any, Path], tmp_path: Path) -> None:
+    whole = (tiny[1] / "model.safetensors").read_bytes()
+    (tmp_path / "half.safetensors").write_bytes(whole[:kept])
+    with pytest.raises(WeightsError, match=r"cannot be read from .*half\.safetensors") as error:
+        poster_zoo.create_model("poster_tiny", weights=tmp_path / "half.safetensors")
+    assert "\n" not in str(error.value)
+
+
+def test_numbers_of_a_kind_that_no_model_has_are_one_sentence(tmp_path: Path) -> None:
+    save_file({"stem": torch.zeros(2, dtype=torch.float8_e5m2)}, tmp_path / "small.safetensors")
+    with pytest.raises(WeightsError, match="stem is of the type F8_E5M2"):
+        poster_zoo.create_model("poster_tiny", weights=tmp_path / "small.safetensors")
 
 
 def test_weights_given_as_tensors_stay_the_callers_own(tiny: tuple[Any, Path]) -> None:

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models._hub import load_model_config_from_path
@@ -30,6 +29,7 @@ from poster_zoo.errors import OptionError, UnknownArgumentError, WeightsError, W
 from poster_zoo.models.layers import default_device, init_weights
 from poster_zoo.weights.entry import Weights
 from poster_zoo.weights.find import Found, fetch_repository, fetch_weights, read_config
+from poster_zoo.weights.tensors import read_tensors
 
 __all__ = [
     "ENTRIES",
@@ -193,7 +193,7 @@ def _tensors(variant: str, cfg: PretrainedCfg, found: Found | None) -> dict[str,
         given: dict[str, Tensor] = cfg.state_dict or {}
         return {key: tensor.clone() for key, tensor in given.items()}  # the caller goes on using his own
     try:
-        return load_file(found.path)
+        return read_tensors(found.path)
     except (SafetensorError, OSError) as error:
         raise WeightsError(
             f"The weights of {variant} cannot be read from {found.path}: {error}. "
