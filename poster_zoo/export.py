@@ -53,7 +53,7 @@ from poster_zoo.files import check_place, whole_file
 from poster_zoo.models._builder import refuse_detector
 from poster_zoo.models._registry import create_model
 from poster_zoo.models.mobilefacenet import MobileFaceNet
-from poster_zoo.weights.save import model_config
+from poster_zoo.weights.save import model_config, refuse_wrapped
 
 __all__ = ["DTYPES", "FORMATS", "OPSET", "Change", "Exported", "Metadata", "export", "read_metadata"]
 
@@ -302,11 +302,7 @@ def _check_out(out: str | Path) -> Path:
 def _refuse_unfit(model: nn.Module) -> None:
     if getattr(model, "is_optimized", False):
         raise OptionError("An optimized model is bound to this process; export the model as it was before `optimize`.")
-    if not all(hasattr(model, fact) for fact in ("pretrained_cfg", "num_classes", "in_chans")):
-        raise OptionError(
-            f"{type(model).__name__} does not say what it takes and gives; export a model as `create_model` makes it, "
-            "without features_only."
-        )
+    refuse_wrapped(model, "export")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise OptionError("The model is on the meta device and has no numbers; load its weights before exporting it.")
 

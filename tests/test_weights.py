@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import poster_zoo
-from poster_zoo.errors import LabelError, WeightsError, WeightsMismatchError, WeightsNotFoundError
+from poster_zoo.errors import LabelError, OptionError, WeightsError, WeightsMismatchError, WeightsNotFoundError
 from poster_zoo.weights.find import installed_folder
 from poster_zoo.weights.save import model_config
 from poster_zoo.weights.tensors import read_tensors
@@ -110,6 +111,33 @@ def test_a_pooling_that_was_changed_later_comes_back(tmp_path: Path) -> None:
     model.reset_classifier(2, global_pool="avg")
     again: Any = poster_zoo.from_pretrained(poster_zoo.save_pretrained(model, tmp_path))
     assert again.global_pool == "avg"
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize("name", ["resnet18", "mixer_s32_224"])
+def test_a_model_of_timm_that_does_not_say_its_channels_comes_back(name: str, channels: int, tmp_path: Path) -> None:
+    model: Any = timm.create_model(name, num_classes=3, in_chans=channels).eval()
+    if hasattr(model, "in_chans"):  # the oldest timm that is admitted sets it in few models
+        del model.in_chans
+    folder = poster_zoo.save_pretrained(model, tmp_path, label_names=list("abc"))
+    again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    x = torch.randn(1, channels, 224, 224)
+    with torch.inference_mode():
+        assert torch.equal(again(x), model(x))
+    assert poster_zoo.create_transform(model)(Image.new("RGB", (300, 300))).shape == (channels, 224, 224)
+
+
+def test_a_compiled_model_is_saved_as_the_one_within(tiny: tuple[Any, Path], tmp_path: Path) -> None:
+    compiled: Any = torch.compile(tiny[0])
+    assert same(poster_zoo.from_pretrained(poster_zoo.save_pretrained(compiled, tmp_path)), tiny[0])
+
+
+def test_what_does_not_describe_itself_is_refused(tmp_path: Path) -> None:
+    features = poster_zoo.create_model("poster_tiny", features_only=True)
+    for model in (features, nn.Sequential(poster_zoo.create_model("poster_tiny"))):
+        with pytest.raises(OptionError, match=rf"{type(model).__name__} does not say .*; save a model as"):
+            poster_zoo.save_pretrained(model, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_labels_of_another_head_are_not_kept(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from torchvision import transforms
 from torchvision.transforms.functional import normalize
 
 from poster_zoo.errors import OptionError, UnknownArgumentError, nearest
+from poster_zoo.models.layers import input_channels
 
 __all__ = ["FACE_TRAINING", "TRAINING_TRANSFORMS", "create_transform", "split_transform", "training_transform"]
 
@@ -246,6 +247,8 @@ def _input_of(model: nn.Module | Mapping[str, Any]) -> dict[str, Any]:
         )
     config: dict[str, Any] = resolve_data_config(pretrained_cfg=dict(cfg))
     channels, *size = config["input_size"]
+    if not isinstance(model, Mapping):
+        channels = input_channels(model)
     size = getattr(model, "img_size", None) or size
     height, width = (size, size) if isinstance(size, int) else size
-    return config | {"input_size": (getattr(model, "in_chans", channels), height, width)}
+    return config | {"input_size": (channels, height, width)}

@@ -19,6 +19,7 @@ __all__ = [
     "check_input",
     "check_option",
     "init_weights",
+    "input_channels",
     "linear",
     "new_head",
     "to_pair",
@@ -51,6 +52,18 @@ def check_input(x: Tensor, channels: int, height: int, width: int) -> Tensor:
 
 # Not as a decorator: it has no types, and an older TorchScript takes the comment that mypy then wants for its own.
 register_notrace_function(check_input)
+
+
+def input_channels(model: Any) -> int:
+    """Return how many channels the images of a model have, of timm's models too: only newer ones say it."""
+    said = getattr(model, "in_chans", None)
+    if said is not None:
+        return int(said)
+    cfg = model.pretrained_cfg
+    first = cfg.get("first_conv")
+    layers = dict(model.named_modules())
+    layer = layers.get(first if isinstance(first, str) or not first else first[0])
+    return int(getattr(layer, "in_channels", cfg["input_size"][0]))
 
 
 def check_option(name: str, value: str, allowed: tuple[str, ...]) -> str:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from poster_zoo.errors import LabelError, OptionError, WeightsError, counted
 from poster_zoo.models._registry import create_model
+from poster_zoo.models.layers import input_channels
 
-__all__ = ["from_pretrained", "model_config", "save_pretrained", "write_folder"]
+__all__ = ["from_pretrained", "model_config", "refuse_wrapped", "save_pretrained", "write_folder"]
 
 
 def model_config(
@@ -35,7 +36,9 @@ def model_config(
 
     Raises:
         LabelError: The number of label names is not the number of classes.
+        OptionError: The model does not say what it takes and gives.
     """
+    refuse_wrapped(model, "save")
     cfg = dict(model.pretrained_cfg)
     classes = int(model.num_classes)
     names = list(label_names) if label_names is not None else list(cfg.get("label_names") or ())
@@ -46,7 +49,7 @@ def model_config(
     for source in ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "label_names"):
         cfg.pop(source, None)
     args = _own_arguments(model) | dict(model_args or {})
-    in_chans = int(model.in_chans)
+    in_chans = input_channels(model)
     if in_chans != cfg["input_size"][0]:
         args.setdefault("in_chans", in_chans)
     cfg["input_size"] = [in_chans, *getattr(model, "img_size", cfg["input_size"][1:])]
@@ -63,6 +66,19 @@ def model_config(
         config["model_args"] = args
     config["pretrained_cfg"] = cfg
     return config
+
+
+def refuse_wrapped(model: Any, verb: str) -> None:
+    """Refuse what is no model that describes itself, as one of `features_only` or in a wrapper; `verb`: what was asked.
+
+    Raises:
+        OptionError: It is none.
+    """
+    if not all(hasattr(model, fact) for fact in ("pretrained_cfg", "num_classes")):
+        raise OptionError(
+            f"{type(model).__name__} does not say what it takes and gives; {verb} a model as `create_model` makes it, "
+            "out of any wrapper and without features_only."
+        )
 
 
 def _own_arguments(model: Any) -> dict[str, Any]:
@@ -90,7 +106,7 @@ def save_pretrained(
     both new ones are written.
 
     Args:
-        model: The model.
+        model: The model; of one that torch.compile returned, the one within.
         folder: Where to.
         label_names: Class names in the order of the logits; None for those that the model came with.
         model_args: Arguments without which the factory would build another model, where the model does not know them.
@@ -100,9 +116,10 @@ def save_pretrained(
 
     Raises:
         LabelError: The number of label names is not the number of classes.
-        OptionError: The model was optimized.
+        OptionError: The model was optimized, is in a wrapper, or gives features only.
         WeightsError: The folder cannot be written.
     """
+    model = getattr(model, "_orig_mod", model)  # whose tensors have the names that a model has
     if getattr(model, "is_optimized", False):
         raise OptionError("An optimized model can only answer; save the model as it was before `optimize`.")
     config = model_config(model, label_names, model_args)
