@@ -16,11 +16,13 @@ from torch.nn import functional as F
 import poster_zoo
 from poster_zoo.cli import main
 from poster_zoo.errors import InputShapeError, OptionError, UnknownArgumentError, UnknownModelError
-from poster_zoo.models._builder import ENTRIES
+from poster_zoo.models._builder import ENTRIES, refuse_detector
+from poster_zoo.models._registry import model_info
 from poster_zoo.models.ir50 import IRBlock
 from poster_zoo.models.mobilefacenet import Bottleneck
 from poster_zoo.models.poster import CrossFusionBlock, PlainEncoder, Pyramid
 from poster_zoo.models.poster_v2 import WindowCrossAttention
+from poster_zoo.train import recipe_for
 
 ALL = poster_zoo.list_models()
 CLASSIFIERS = [name for name in ALL if not ENTRIES[name].detects]
@@ -67,6 +69,16 @@ def test_public_factories_are_the_registry() -> None:
 def test_timm_lists_the_zoo_by_pattern_and_with_tags() -> None:
     assert set(timm.list_models("poster*")) == {name for name in ALL if name.startswith("poster")}
     assert "poster_tiny.ferplus" in timm.list_pretrained("poster*")
+
+
+def test_a_name_with_its_tag_is_the_model() -> None:
+    assert model_info("poster_tiny.ferplus").name == "poster_tiny"
+    assert recipe_for("poster_tiny.ferplus") == recipe_for("poster_tiny")
+    with pytest.raises(OptionError, match="centerface finds faces"):
+        refuse_detector("centerface.widerface", "training takes")
+    for asked in (poster_zoo.create_model, model_info, recipe_for):
+        with pytest.raises(UnknownModelError, match=r"'poster_tiny\.imagenet'\. Did you mean 'poster_tiny\.ferplus'"):
+            asked("poster_tiny.imagenet")
 
 
 def test_the_filter_of_list_models_is_a_pattern() -> None:

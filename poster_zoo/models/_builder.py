@@ -25,7 +25,14 @@ from timm.models._manipulate import adapt_input_conv
 from timm.models._registry import DefaultCfg
 from torch import Tensor, nn
 
-from poster_zoo.errors import OptionError, UnknownArgumentError, WeightsError, WeightsMismatchError, nearest
+from poster_zoo.errors import (
+    OptionError,
+    UnknownArgumentError,
+    UnknownModelError,
+    WeightsError,
+    WeightsMismatchError,
+    nearest,
+)
 from poster_zoo.models.layers import default_device, init_weights
 from poster_zoo.weights.entry import Weights
 from poster_zoo.weights.find import Found, fetch_repository, fetch_weights, read_config
@@ -34,6 +41,7 @@ from poster_zoo.weights.tensors import read_tensors
 __all__ = [
     "ENTRIES",
     "STREAMS",
+    "base_name",
     "build_model",
     "load_weights",
     "refuse_detector",
@@ -82,6 +90,21 @@ def register_weights(entries: Mapping[str, Weights]) -> dict[str, DefaultCfg]:
     return default_cfgs
 
 
+def base_name(name: str) -> str:
+    """Return a name without the tag of its weights: "poster_tiny.ferplus" is `poster_tiny`. Other names stay.
+
+    Raises:
+        UnknownModelError: The model has no weights of that tag.
+    """
+    base, _, tag = name.partition(".")
+    if base not in ENTRIES or not tag:
+        return name
+    if tag != ENTRIES[base].tag:
+        known = f"{base}.{ENTRIES[base].tag}" if ENTRIES[base].tag else base
+        raise UnknownModelError(f"There are no weights {name!r}. Did you mean {known!r}?")
+    return base
+
+
 def weights_name(variant: str) -> str:
     """Return the name under which a factory's weights are published and installed: `poster`'s are `poster_rafdb`."""
     hub_id = ENTRIES[variant].hub_id
@@ -98,7 +121,11 @@ def refuse_detector(model: str | nn.Module, asked: str) -> None:
     Raises:
         OptionError: The model is a detector.
     """
-    name = model if isinstance(model, str) else (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    name = (
+        base_name(model)
+        if isinstance(model, str)
+        else (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    )
     if name in ENTRIES and ENTRIES[name].detects:
         raise OptionError(
             f"{name} finds faces in pictures of any size; {asked} models that answer about one face, as poster_tiny."

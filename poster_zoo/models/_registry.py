@@ -15,7 +15,7 @@ from timm.models import is_model, model_entrypoint
 from torch import nn
 
 from poster_zoo.errors import UnknownModelError, WeightsError, WeightsNotFoundError, nearest
-from poster_zoo.models._builder import ENTRIES, weights_name
+from poster_zoo.models._builder import ENTRIES, base_name, weights_name
 from poster_zoo.weights.entry import Weights
 from poster_zoo.weights.find import CONFIG_FILE, Found, config_beside, fetch_repository, find_weights, read_config
 
@@ -80,13 +80,8 @@ def create_model(
             loads = True if pretrained is None else pretrained or weights is not None
             return timm.create_model(f"local-dir:{folder}", pretrained=loads, cache_dir=cache_dir, **kwargs)
         name = architecture  # what else this config says, the one beside the weights says of them
-    base, _, tag = name.partition(".")
+    base = base_name(name)
     _entry(base)
-    if tag:
-        if tag != ENTRIES[base].tag:
-            known = f"{base}.{ENTRIES[base].tag}" if ENTRIES[base].tag else base
-            raise UnknownModelError(f"There are no weights {name!r}. Did you mean {known!r}?")
-        kwargs["pretrained_cfg"] = tag
     model: nn.Module = model_entrypoint(base)(
         pretrained=bool(pretrained) or weights is not None, cache_dir=cache_dir, **kwargs
     )
@@ -164,6 +159,7 @@ def model_info(name: str) -> ModelInfo:
     Raises:
         UnknownModelError: There is no such model.
     """
+    name = base_name(name)
     entry = _entry(name)
     return ModelInfo(
         name=name,

@@ -11,7 +11,7 @@ from typing import Any
 
 from poster_zoo.data.transforms import TRAINING_TRANSFORMS
 from poster_zoo.errors import OptionError, nearest
-from poster_zoo.models._builder import ENTRIES
+from poster_zoo.models._builder import ENTRIES, base_name
 
 __all__ = ["RECIPES", "Recipe", "differences", "find_recipe", "recipe_for", "with_settings"]
 
@@ -182,8 +182,12 @@ RECIPES: dict[str, Recipe] = {
 
 
 def recipe_for(model: str) -> Recipe:
-    """Return the recipe for a model of the zoo, which its entry names; POSTER's for RAF-DB where none is named."""
-    entry = ENTRIES.get(model)
+    """Return the recipe for a model of the zoo, which its entry names; POSTER's for RAF-DB where none is named.
+
+    Raises:
+        UnknownModelError: The model has no weights of the tag in its name.
+    """
+    entry = ENTRIES.get(base_name(model))
     return RECIPES[(entry and entry.recipe) or "rafdb"]
 
 

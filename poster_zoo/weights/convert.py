@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from poster_zoo.errors import UnknownModelError, WeightsError, WeightsNotFoundError, counted, nearest, printable
-from poster_zoo.models._builder import ENTRIES, weights_name
+from poster_zoo.models._builder import ENTRIES, base_name, weights_name
 from poster_zoo.models._registry import create_model
 from poster_zoo.weights.card import model_card
 from poster_zoo.weights.checkpoint import read_checkpoint, state_dict
@@ -219,6 +219,7 @@ def _of_layout(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def _convertible_name(model: str) -> str:
+    model = base_name(model)
     if model not in ENTRIES:
         raise UnknownModelError(f"There is no model {model!r}.{nearest(model, ENTRIES)} `poster-zoo list` shows all.")
     if ENTRIES[model].upstream_layout is None:

@@ -35,7 +35,7 @@ from poster_zoo.errors import (
     counted,
     nearest,
 )
-from poster_zoo.models._builder import ENTRIES, load_weights, weights_name
+from poster_zoo.models._builder import ENTRIES, base_name, load_weights, weights_name
 from poster_zoo.models._registry import create_model
 from poster_zoo.weights.card import address_card, model_card, own_card
 from poster_zoo.weights.entry import Weights
@@ -228,8 +228,8 @@ def _find_source(
     folder = Path(model).expanduser()
     if folder.is_dir():
         return _in_folder(folder)
-    if str(model) in ENTRIES:
-        return _on_this_machine(weights_name(str(model)))
+    if (name := base_name(str(model))) in ENTRIES:
+        return _on_this_machine(weights_name(name))
     raise UnknownModelError(
         f"There is no folder and no model {str(model)!r} to publish.{nearest(str(model), ENTRIES)} "
         "Name a folder that save_pretrained or `poster-zoo convert` wrote, or a model of `poster-zoo list`."
