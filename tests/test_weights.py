@@ -150,6 +150,24 @@ def test_labels_of_another_head_are_not_kept(tmp_path: Path) -> None:
         poster_zoo.save_pretrained(poster_zoo.create_model("poster_tiny", num_classes=3), tmp_path, ["a"])
 
 
+@pytest.mark.parametrize("name", ["poster_tiny", "poster_tiny_image", "mobilefacenet"])
+def test_a_new_head_of_the_same_width_has_no_names_yet(name: str, tmp_path: Path) -> None:
+    saved = poster_zoo.create_model(name, num_classes=8)
+    folder = poster_zoo.save_pretrained(saved, tmp_path / "before", label_names=list("abcdefgh"))
+    model: Any = poster_zoo.from_pretrained(folder)
+    entry = dict(poster_zoo.create_model(name).pretrained_cfg)
+    model.reset_classifier(8)
+    poster_zoo.save_pretrained(model, tmp_path / "after")
+    assert "label_names" not in json.loads((tmp_path / "after" / "config.json").read_text())
+    assert poster_zoo.create_model(name).pretrained_cfg == entry  # which other models go on having
+    if name == "poster_tiny_image":
+        with pytest.raises(LabelError, match="no label names"):
+            poster_zoo.Predictor(model)
+    else:  # which find landmarks too
+        assert poster_zoo.Predictor(model).labels == ()
+    assert poster_zoo.Predictor(model, labels=list("ijklmnop")).labels == tuple("ijklmnop")
+
+
 def test_nothing_is_left_behind_where_a_folder_cannot_be_written(tiny: tuple[Any, Path], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(WeightsError, match="cannot be saved"):
@@ -512,6 +530,24 @@ def test_pretrained_without_weights_raises_and_says_what_to_do() -> None:
     assert len(message.splitlines()) <= 8
     with pytest.raises(WeightsNotFoundError):
         poster_zoo.create_model("poster_tiny_image", pretrained=True)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"url": "https://example.org/mine.safetensors"},
+        {"hf_hub_filename": "pytorch_model.bin"},
+        {"hf_hub_id": "somebody/faces", "hf_hub_filename": "other.safetensors"},
+        {"custom_load": True},
+    ],
+    ids=str,
+)
+def test_weights_that_are_asked_for_in_ways_of_timm_alone_are_refused(asked: dict[str, Any]) -> None:
+    *_, (name, value) = asked.items()
+    with pytest.raises(WeightsError, match=rf"poster_tiny cannot be loaded by {name}={value!r}") as error:
+        timm.create_model("poster_tiny", pretrained=True, pretrained_cfg_overlay=asked)
+    assert "\n" not in str(error.value)
+    timm.create_model("poster_tiny", pretrained_cfg_overlay=asked)  # whose weights nobody wants
 
 
 def test_pickles_are_refused_as_weights(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from poster_zoo.errors import (
 )
 from poster_zoo.models.layers import default_device, init_weights
 from poster_zoo.weights.entry import Weights
-from poster_zoo.weights.find import Found, fetch_repository, fetch_weights, read_config
+from poster_zoo.weights.find import WEIGHTS_FILE, Found, fetch_repository, fetch_weights, read_config
 from poster_zoo.weights.tensors import read_tensors
 
 __all__ = [
@@ -231,6 +231,7 @@ def _tensors(variant: str, cfg: PretrainedCfg, found: Found | None) -> dict[str,
 def _find(variant: str, cfg: PretrainedCfg, cache_dir: str | Path | None) -> Found:
     """Return the file that `cfg` points at: a given one, one of a repository of its own, or else the entry's."""
     entry = ENTRIES[variant]
+    _refuse_other_sources(variant, cfg)
     if cfg.source == "hf-hub" or (cfg.hf_hub_id and cfg.hf_hub_id != entry.to_cfg().get("hf_hub_id")):
         repository, _, revision = str(cfg.hf_hub_id).partition("@")
         config, weights = fetch_repository(repository, revision or None, cache_dir=cache_dir)
@@ -239,6 +240,20 @@ def _find(variant: str, cfg: PretrainedCfg, cache_dir: str | Path | None) -> Fou
     if found.path is None:
         raise WeightsError(f"The weights of {variant} were asked for and not found: {found.reason}")
     return found
+
+
+def _refuse_other_sources(variant: str, cfg: PretrainedCfg) -> None:
+    """Refuse places and formats of weights that timm knows and that are not loaded here."""
+    asked = {} if cfg.file else {"url": cfg.url, "hf_hub_filename": cfg.hf_hub_filename}
+    if asked.get("hf_hub_filename") == WEIGHTS_FILE:
+        del asked["hf_hub_filename"]
+    for name, value in (asked | {"custom_load": cfg.custom_load}).items():
+        if value:
+            raise WeightsError(
+                f"The weights of {variant} cannot be loaded by {name}={value!r}: they come from a safetensors file, a "
+                f"folder, or {WEIGHTS_FILE} of a repository on the Hub. Download them yourself and name the file "
+                "(weights=, or file= in pretrained_cfg_overlay)."
+            )
 
 
 def _as_saved(variant: str, cfg: PretrainedCfg, config: Path) -> tuple[PretrainedCfg, dict[str, Any]]:

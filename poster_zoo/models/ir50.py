@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from poster_zoo.models._builder import build_model, register_weights
 from poster_zoo.models._features import IntermediatesMixin, StagesMixin
-from poster_zoo.models.layers import check_input, check_option, drop_path_rates, new_head, to_pair
+from poster_zoo.models.layers import check_input, check_option, drop_path_rates, forget_labels, new_head, to_pair
 from poster_zoo.weights.entry import Preprocessing, Weights
 
 __all__ = ["IRBlock", "IRNet", "IRTrunk", "ir50"]
@@ -210,6 +210,7 @@ class IRNet(IntermediatesMixin, nn.Module):
             self.global_pool = check_option("global_pool", global_pool, kept)
             if global_pool != "embed":
                 self.embed = nn.Identity()
+        forget_labels(self)
         self.num_classes = num_classes
         self.head = new_head(self, self.num_features, num_classes)
 

@@ -18,6 +18,7 @@ __all__ = [
     "SelfAttention",
     "check_input",
     "check_option",
+    "forget_labels",
     "init_weights",
     "input_channels",
     "linear",
@@ -83,6 +84,14 @@ def new_head(model: nn.Module, num_features: int, num_classes: int) -> nn.Module
         return nn.Identity()
     like = next(model.parameters())
     return linear(num_features, num_classes, device=like.device, dtype=like.dtype).train(model.training)
+
+
+def forget_labels(model: Any) -> None:
+    """Leave out the names of the classes of a head that is replaced: of a new one nobody knows them yet."""
+    cfg = getattr(model, "pretrained_cfg", None)
+    if cfg:
+        model.pretrained_cfg = {key: value for key, value in cfg.items() if key != "label_names"}
+        model.default_cfg = model.pretrained_cfg  # its old name in timm
 
 
 def to_tokens(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from poster_zoo.models._builder import build_model, register_weights
 from poster_zoo.models._features import IntermediatesMixin, StagesMixin
-from poster_zoo.models.layers import check_input, check_option, drop_path_rates, to_pair
+from poster_zoo.models.layers import check_input, check_option, drop_path_rates, forget_labels, to_pair
 from poster_zoo.weights.entry import Preprocessing, Weights
 
 __all__ = ["MobileFaceNet", "mobilefacenet"]
@@ -164,6 +164,7 @@ class MobileFaceNet(StagesMixin, IntermediatesMixin, nn.Module):
             if global_pool == "":
                 self.pool = nn.Identity()
         like = next(self.parameters())
+        forget_labels(self)
         self.num_classes = num_classes
         self.head, self.head_bn = self._make_head(num_classes, like.device, like.dtype)
         self.head_bn.train(self.training)

@@ -34,6 +34,7 @@ from poster_zoo.models.layers import (
     check_input,
     check_option,
     drop_path_rates,
+    forget_labels,
     linear,
     new_head,
     to_pair,
@@ -376,6 +377,7 @@ class TwoStreams(IntermediatesMixin, nn.Module):
         """Put a new classifier on the features, or none with `num_classes=0`."""
         if global_pool is not None:
             self.global_pool = check_option("global_pool", global_pool, self.pools)
+        forget_labels(self)
         self.num_classes = num_classes
         self.head = new_head(self, self.num_features, num_classes)
 

@@ -76,6 +76,6 @@ def _fill(tensors: Mapping[str, Tensor], path: Path, places: Sequence[tuple[int,
     with path.open("rb") as file:
         file.seek(places[0][0])
         for _, name in places:
-            memory = memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy())
+            memory: Any = tensors[name].reshape(-1).view(torch.uint8).numpy()
             if file.readinto(memory) != memory.nbytes:
                 raise SafetensorError(f"it ends within {name}")
