@@ -17,7 +17,15 @@ from torch import nn
 from poster_zoo.errors import UnknownModelError, WeightsError, WeightsNotFoundError, nearest
 from poster_zoo.models._builder import ENTRIES, base_name, weights_name
 from poster_zoo.weights.entry import Weights
-from poster_zoo.weights.find import CONFIG_FILE, Found, config_beside, fetch_repository, find_weights, read_config
+from poster_zoo.weights.find import (
+    CONFIG_FILE,
+    Found,
+    config_beside,
+    fetch_config,
+    fetch_repository,
+    find_weights,
+    read_config,
+)
 
 __all__ = ["ModelInfo", "create_model", "list_models", "model_info"]
 
@@ -74,10 +82,15 @@ def create_model(
         kwargs["pretrained_cfg_overlay"] = {"file": str(weights)}
     source, _, place = name.partition(":")
     if source in ("hf-hub", "hf_hub", "local-dir") and place:
-        folder = _repository_folder(place, cache_dir) if source != "local-dir" else _model_folder(place)
+        loads = True if pretrained is None else pretrained
+        folder = (
+            _model_folder(place)
+            if source == "local-dir"
+            else _repository_folder(place, cache_dir, with_weights=loads and weights is None)
+        )
         architecture = _checked_architecture(folder / CONFIG_FILE)
         if weights is None or architecture not in ENTRIES or config_beside(weights) is None:
-            loads = True if pretrained is None else pretrained or weights is not None
+            loads = loads or weights is not None
             return timm.create_model(f"local-dir:{folder}", pretrained=loads, cache_dir=cache_dir, **kwargs)
         name = architecture  # what else this config says, the one beside the weights says of them
     base = base_name(name)
@@ -96,8 +109,10 @@ def _entry(name: str) -> Weights:
     return ENTRIES[name]
 
 
-def _repository_folder(repository: str, cache_dir: str | Path | None) -> Path:
+def _repository_folder(repository: str, cache_dir: str | Path | None, *, with_weights: bool) -> Path:
     repo_id, _, revision = repository.partition("@")
+    if not with_weights:
+        return fetch_config(repo_id, revision or None, cache_dir=cache_dir).parent
     config, _ = fetch_repository(repo_id, revision or None, cache_dir=cache_dir)
     return config.parent
 

@@ -20,7 +20,7 @@ from poster_zoo.models._registry import create_model
 from poster_zoo.models.poster import TwoStreams
 from poster_zoo.train.recipe import Recipe
 from poster_zoo.weights.convert import load_checkpoint
-from poster_zoo.weights.find import config_beside, fetch_repository, read_config
+from poster_zoo.weights.find import config_beside, fetch_config, read_config
 
 __all__ = ["Faces", "build_model", "model_arguments", "open_faces", "saved_config"]
 
@@ -186,7 +186,7 @@ def saved_config(name: str, checkpoint: str | None = None) -> dict[str, Any]:
             return read_config(config)
     if place and kind.replace("_", "-") == "hf-hub":
         repository, _, revision = place.partition("@")
-        folder = fetch_repository(repository, revision or None)[0].parent
+        folder = fetch_config(repository, revision or None).parent
     elif place:
         folder = Path(place)
     else:

@@ -38,6 +38,7 @@ __all__ = [
     "client_errors",
     "config_beside",
     "explain_connection",
+    "fetch_config",
     "fetch_repository",
     "fetch_weights",
     "find_weights",
@@ -249,6 +250,13 @@ def fetch_repository(
     config = _download(repo_id, CONFIG_FILE, weights.parent.name, cache_dir)
     _check_download(repo_id, config)
     return config, weights
+
+
+def fetch_config(repo_id: str, revision: str | None = None, cache_dir: str | Path | None = None) -> Path:
+    """Return the config.json of a repository on the Hub alone, which need not have weights; as `fetch_repository`."""
+    config = _download(repo_id, CONFIG_FILE, revision, cache_dir)
+    _check_download(repo_id, config)
+    return config
 
 
 def _fetch_from_hub(name: str, entry: Weights, found: Found, cache_dir: str | Path | None) -> Found:
