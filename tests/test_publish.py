@@ -239,6 +239,60 @@ def test_the_users_labels_come_along(loaded: dict[str, Any]) -> None:
         assert answer["label"] == LABELS[expected.index(max(expected))]
 
 
+SHAPES = """
+from poster_zoo.train.prepare import saved_config
+model = poster_zoo.create_model("hf-hub:a-user/shapes", pretrained=False)
+said["classes"], said["depth"] = model.num_classes, model.built_with["depth"]
+said["config"] = saved_config("hf-hub:a-user/shapes")["architecture"]
+given = poster_zoo.create_model("hf-hub:a-user/shapes", weights=job["folder"])
+said["given"] = given.head.bias.sum().item()
+said["weights"] = attempt(poster_zoo.create_model, "hf-hub:a-user/shapes")
+"""
+
+
+def test_a_model_without_its_weights_asks_for_none(hub: StandInHub, saved: Path, model: Any, tmp_path: Path) -> None:
+    hub.add("a-user/shapes", {"config.json": (saved / "config.json").read_bytes()})
+    said = child(hub, tmp_path, SHAPES, folder=str(saved))
+    assert (said["classes"], said["depth"], said["config"]) == (3, 1, "poster_tiny")
+    assert said["given"] == pytest.approx(model.head.bias.sum().item())
+    assert said["weights"]["error"] == "WeightsNotFoundError"
+
+
+AGAIN = """
+model = poster_zoo.from_pretrained(job["folder"])
+said["first"] = poster_zoo.push_to_hub(model, "a-user/again").to_dict()
+huggingface_hub.HfApi().upload_file(
+    path_or_fileobj=job["edited"].encode(), path_in_repo="README.md", repo_id="a-user/again")
+with torch.no_grad():
+    model.head.bias += 1
+said["second"] = poster_zoo.push_to_hub(model, "a-user/again").to_dict()
+said["branch"] = poster_zoo.push_to_hub(model, "a-user/again", revision="v2").to_dict()
+(pathlib.Path(job["folder"]) / "README.md").write_text(job["own"])
+said["own"] = poster_zoo.push_to_hub(job["folder"], "a-user/again").to_dict()
+"""
+
+
+def test_a_card_that_was_edited_on_the_hub_stays(hub: StandInHub, folder: Path, tmp_path: Path) -> None:
+    edited = '---\nlicense: mit\n---\nMine.\n\n```python\nmodel = poster_zoo.create_model("hf-hub:a-user/again")\n```\n'
+    own = "---\nlicense: mit\n---\nOf the folder.\n"
+    said = child(hub, tmp_path / "publisher", AGAIN, folder=str(folder), edited=edited, own=own)
+    repository = hub.repositories["a-user/again"]
+
+    def card(push: str) -> str:
+        text: str = said[push]["card"]
+        assert repository.files(said[push]["commit"])["README.md"].decode() == text
+        return text
+
+    assert [file["path"] for file in said["first"]["files"]] == ["config.json", "model.safetensors", "README.md"]
+    assert card("first").startswith("---")
+    assert card("second") == edited
+    assert [file["path"] for file in said["second"]["files"]] == ["config.json", "model.safetensors"]
+    weights = [repository.files(said[push]["commit"])["model.safetensors"] for push in ("first", "second")]
+    assert weights[0] != weights[1]
+    assert card("branch").startswith("---\nlicense: mit")
+    assert card("own") == own
+
+
 # ------------------------------------------------------------------------------------------------- the Hub misbehaves
 
 REFUSALS = """

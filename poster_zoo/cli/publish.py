@@ -35,7 +35,8 @@ def command(
 
     DIR_OR_MODEL is a folder that save_pretrained or `poster-zoo convert` wrote, or the name of a model whose weights
     are on this machine. config.json, model.safetensors and the model card are sent, whatever else lies there. A card
-    is written where the folder has no README.md; for weights of your own it states no licence, so add yours.
+    is written where neither the folder nor the branch on the Hub has a README.md; for weights of your own it states
+    no licence, so add yours.
 
     Needs a token that may write: set HF_TOKEN or run `hf auth login`.
 

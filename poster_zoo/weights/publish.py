@@ -53,7 +53,7 @@ from poster_zoo.weights.find import (
 from poster_zoo.weights.save import model_config, save_pretrained
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub import CommitOperationAdd, HfApi
 
 __all__ = ["Published", "PublishedFile", "push_to_hub"]
 
@@ -88,7 +88,7 @@ class Published:
         revision: The branch.
         private: Whether it was asked to be private.
         files: All files that are sent.
-        card: The text of README.md.
+        card: The text of README.md, as it is there then.
         commit: The commit's name; None after a dry run.
         url: The commit's page; None after a dry run.
     """
@@ -146,7 +146,8 @@ def push_to_hub(
 
     The repository is made where it is missing. What fails leaves no half of a model there, at most an empty
     repository. A card (README.md) that lies in the folder is sent as it is, but for its example, which comes to name
-    the repository. Otherwise one is written, which for weights of your own states no licence: add it.
+    the repository. Otherwise the one that the branch has on the Hub stays, so that what you changed there does; only
+    where there is none, one is written, which for weights of your own states no licence: add it.
 
     Not tried on the real Hub, only against a stand-in: see the module's text.
 
@@ -179,13 +180,11 @@ def push_to_hub(
         _check_fit(source)
         card = _card(source, _with_branch(repo_id, revision))
         additions = _additions(source, card)
-        files = tuple(
-            PublishedFile(each.path_in_repo, each.upload_info.size, each.upload_info.sha256.hex()) for each in additions
-        )
-        published = Published(repo_id, revision, private, files, card)
+        published = Published(repo_id, revision, private, _files(additions), card)
         if dry_run:
             return published
-        return _send(published, additions, commit_message or f"Publish {source.config['architecture']}", token)
+        message = commit_message or f"Publish {source.config['architecture']}"
+        return _send(published, additions, message, token, keep_card=source.card is None)
 
 
 def _with_branch(repo_id: str, revision: str) -> str:
@@ -386,7 +385,9 @@ def _additions(source: _Source, card: str) -> list[CommitOperationAdd]:
 # ----------------------------------------------------------------------------------------------------------- sending
 
 
-def _send(published: Published, additions: list[CommitOperationAdd], message: str, token: str | None) -> Published:
+def _send(
+    published: Published, additions: list[CommitOperationAdd], message: str, token: str | None, *, keep_card: bool
+) -> Published:
     from huggingface_hub import HfApi
 
     api, repo_id, branch = HfApi(token=token), published.repo_id, published.revision
@@ -401,6 +402,8 @@ def _send(published: Published, additions: list[CommitOperationAdd], message: st
             )
         if branch != _MAIN:
             api.create_branch(repo_id, branch=branch, exist_ok=True)
+        if keep_card and (there := _card_there(api, repo_id, branch)) is not None:
+            published, additions = _with_card(published, additions, there)
         with _bars_on_terminals():
             commit = api.create_commit(repo_id, additions, commit_message=message, revision=branch)
     except PosterZooError:
@@ -408,6 +411,33 @@ def _send(published: Published, additions: list[CommitOperationAdd], message: st
     except refusals as error:
         raise PublishError(_explain(error, repo_id)) from error
     return replace(published, commit=commit.oid, url=commit.commit_url)
+
+
+def _card_there(api: HfApi, repo_id: str, branch: str) -> str | None:
+    """Return the card that a branch has on the Hub, or None where it has none."""
+    if not api.file_exists(repo_id, _CARD_FILE, revision=branch):
+        return None
+    card = Path(api.hf_hub_download(repo_id, _CARD_FILE, revision=branch))
+    return card.read_text(encoding="utf-8", errors="replace")
+
+
+def _with_card(
+    published: Published, additions: list[CommitOperationAdd], there: str
+) -> tuple[Published, list[CommitOperationAdd]]:
+    """Leave the branch's card as it is there; on a new branch, which has another's, its example comes to name it."""
+    from huggingface_hub import CommitOperationAdd
+
+    card = address_card(there, f"hf-hub:{published.repo_id}", _with_branch(published.repo_id, published.revision))
+    additions = [each for each in additions if each.path_in_repo != _CARD_FILE]
+    if card != there:
+        additions.append(CommitOperationAdd(_CARD_FILE, card.encode()))
+    return replace(published, card=card, files=_files(additions)), additions
+
+
+def _files(additions: list[CommitOperationAdd]) -> tuple[PublishedFile, ...]:
+    return tuple(
+        PublishedFile(each.path_in_repo, each.upload_info.size, each.upload_info.sha256.hex()) for each in additions
+    )
 
 
 @contextlib.contextmanager
