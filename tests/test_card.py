@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +19,7 @@ from huggingface_hub import ModelCard
 from packaging.version import Version
 
 import poster_zoo
+from poster_zoo.cli import main
 from poster_zoo.evaluate import evaluate
 from poster_zoo.models._builder import ENTRIES
 from poster_zoo.weights.card import address_card, evaluation_section, model_card, own_card
@@ -43,6 +45,24 @@ def config(labels: list[str], **changes: Any) -> dict[str, Any]:
     cfg = {"input_size": [3, 112, 112], "mean": [0.4, 0.5, 0.6], "std": [0.1, 0.2, 0.3], "interpolation": "bilinear"}
     known = {"architecture": "poster_tiny", "num_classes": len(labels), "label_names": labels, "pretrained_cfg": cfg}
     return known | changes
+
+
+def test_whoever_installs_the_package_can_run_what_measured_its_numbers() -> None:
+    metrics = [metric for entry in ENTRIES.values() for metric in entry.metrics]
+    commands = {metric.command for metric in metrics if metric.measured is not None}
+    assert commands
+    for said in commands:
+        words = shlex.split(said or "")
+        assert words[0] == "poster-zoo"
+        command = main.commands[words[1]]
+        command.make_context("poster-zoo", words[2:])  # fails where an option is none
+
+
+def test_a_card_names_no_paper_but_the_networks_own_as_its_paper() -> None:
+    for name in ("poster_tiny", "poster_tiny_baseline", "poster_tiny_image"):
+        assert ENTRIES[name].paper_ids == ENTRIES["poster"].paper_ids
+        assert "- Paper: POSTER" in card_of(name)
+        assert "Barsoum et al., ICMI 2016 (arXiv:1608.01041)" in card_of(name)
 
 
 @pytest.mark.parametrize("name", poster_zoo.list_models())
