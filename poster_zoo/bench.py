@@ -341,12 +341,8 @@ _WEIGH = (
     "import poster_zoo\nfrom poster_zoo import bench\nbefore = bench._status('VmRSS') or bench.peak_memory()\n"
     "bench.reset_peak_memory()\n{work}\nprint(bench.peak_memory() - before)"
 )
-_LOAD = """\
-model = poster_zoo.create_model({name!r}, weights={file!r})
-total = sum(float(tensor.sum()) for tensor in model.state_dict().values())"""
-_TAKE_OVER = """\
-load_weights(model, load_file({file!r}), device=torch.device("cpu"))
-total = sum(float(tensor.sum()) for tensor in model.state_dict().values())"""
+_LOAD = "model = poster_zoo.create_model({name!r}, weights={file!r})"
+_TAKE_OVER = 'load_weights(model, read_tensors(Path({file!r})), device=torch.device("cpu"))'
 
 
 def measure_start(name: str, rounds: int) -> Start:
@@ -354,7 +350,8 @@ def measure_start(name: str, rounds: int) -> Start:
     threads = f"torch.set_num_threads({torch.get_num_threads()})"
     package = f"import torch, poster_zoo\n{threads}"
     meta = (
-        f"{package}\nfrom safetensors.torch import load_file\nfrom poster_zoo.models._builder import load_weights\n"
+        f"{package}\nfrom pathlib import Path\nfrom poster_zoo.models._builder import load_weights\n"
+        "from poster_zoo.weights.tensors import read_tensors\n"
         f'with torch.device("meta"):\n    model = poster_zoo.create_model({name!r})'
     )
     with tempfile.TemporaryDirectory() as folder:

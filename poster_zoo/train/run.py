@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from poster_zoo._version import __version__
@@ -47,6 +47,7 @@ from poster_zoo.models._builder import ENTRIES
 from poster_zoo.train.recipe import Recipe, differences
 from poster_zoo.weights.card import evaluation_section, own_card
 from poster_zoo.weights.save import model_config, save_pretrained
+from poster_zoo.weights.tensors import read_tensors
 
 if TYPE_CHECKING:
     from poster_zoo.data.datasets import FaceDataset
@@ -261,8 +262,8 @@ class RunFolder:
         folder = self.path / "last"
         try:
             packed = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))
-            state: dict[str, Any] = _unpack(packed, load_file(folder / "trainer.safetensors"))
-            return state | {"weights": load_file(folder / "model.safetensors")}
+            state: dict[str, Any] = _unpack(packed, read_tensors(folder / "trainer.safetensors"))
+            return state | {"weights": read_tensors(folder / "model.safetensors")}
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise TrainingError(
                 f"The checkpoint {str(folder)!r} cannot be read ({error}); "
