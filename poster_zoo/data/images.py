@@ -174,26 +174,28 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     suffixes = image_suffixes()
     folders = [Path(folder)]
     links: list[Path] = []
-    found: list[Path] = []
+    found: list[tuple[_Natural, str, Path]] = []
     seen: set[str] = set()
     while folders or links:  # real folders first, so that a file is listed under its real place
         here = folders.pop() if folders else links.pop()
         if (real := os.path.realpath(here)) in seen:
             continue
         seen.add(real)
+        order = [_natural(part) for part in here.parts]  # made once for all that lie there
         try:
             entries = list(os.scandir(here))
         except OSError:
-            found.append(here)
+            found.append((order, str(here), here))
             continue
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if os.path.isdir(entry.path):
+            if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
                 (links if entry.is_symlink() else folders).append(here / entry.name)
-            elif Path(entry.name).suffix.lower() in suffixes:
-                found.append(here / entry.name)
-    return sorted(found, key=_natural)
+            elif os.path.splitext(entry.name)[1].lower() in suffixes:
+                path = here / entry.name
+                found.append(([*order, _natural(entry.name)], str(path), path))
+    return [path for _, _, path in sorted(found)]
 
 
 def is_many(inputs: Any) -> bool:
@@ -227,11 +229,13 @@ def _in_folder(folder: str | os.PathLike[str]) -> Sequence[ImageSource]:
         return [folder]
 
 
-def _natural(path: Path) -> tuple[list[list[str | int]], str]:
+_Natural: TypeAlias = "list[list[str | int]]"
+
+
+def _natural(name: str) -> list[str | int]:
     """Return what sorts numbers in names by their value; equal ones are told apart by their spelling."""
     # The pattern's group makes words and numbers alternate, words first, so that like is compared with like.
-    parts = [re.split(r"(\d+)", part.casefold()) for part in path.parts]
-    return [[int(word) if i % 2 else word for i, word in enumerate(part)] for part in parts], str(path)
+    return [int(word) if i % 2 else word for i, word in enumerate(re.split(r"(\d+)", name.casefold()))]
 
 
 def _shown(path: str | os.PathLike[str]) -> str:
