@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from poster_zoo.digest import keep_digest, weights_digest
 from poster_zoo.errors import MissingExtraError, OptionError, nearest
 from poster_zoo.export import INPUT, export
 from poster_zoo.extras import installed
@@ -81,7 +82,10 @@ def on_engine(model: nn.Module, engine: str, graph: Path | None = None) -> Other
         raise OptionError(f"{engine} takes a model in float32 on the CPU; give it one that was moved and cast there.")
     with tempfile.TemporaryDirectory() as folder:
         run = ENGINES[engine](graph or export(model, Path(folder) / "model.onnx").out)
-    return OtherEngine(model.eval(), engine, run)
+    digest = weights_digest(model)
+    other = OtherEngine(model.eval(), engine, run)
+    keep_digest(other, digest)
+    return other
 
 
 def check_engine(engine: str) -> None:

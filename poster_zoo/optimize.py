@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from poster_zoo.digest import keep_digest, weights_digest
 from poster_zoo.errors import OptionError
 from poster_zoo.models.centerface import Heads, InvertedResidual, Neck
 from poster_zoo.models.ir50 import IRBlock
@@ -60,6 +61,7 @@ def optimize(model: Model, *, compile: bool = False, dtype: torch.dtype | None =
         raise OptionError("The model is on the meta device and has no numbers; load its weights before optimizing it.")
     model = model if inplace else copy.deepcopy(model)
     if not getattr(model, "is_optimized", False):
+        keep_digest(model, weights_digest(model, dtype))
         model.eval().requires_grad_(False)
         for name, child in model.named_children():
             setattr(model, name, _answering(child))

@@ -26,7 +26,6 @@ from tqdm import tqdm
 from poster_zoo.data.images import ImageSource, each_image, is_many, read_image
 from poster_zoo.data.transforms import split_transform
 from poster_zoo.devices import check_device, meeting_options
-from poster_zoo.digest import keep_digest, weights_digest
 from poster_zoo.errors import ImageError, LabelError, MissingExtraError, OptionError, WeightsError, counted
 from poster_zoo.faces import Detector, Face, FaceDetector, Faces, align_faces
 from poster_zoo.faces.align import similarity
@@ -155,13 +154,9 @@ class Predictor:
         if engine != "torch":
             from poster_zoo.engines import on_engine
 
-            digest = weights_digest(model)
             model = on_engine(model, engine)
-            keep_digest(model, digest)
         elif (by_name if optimize is None else optimize) and can_optimize(model):
-            digest = weights_digest(model, dtype)
-            model = optimized(model, inplace=by_name)
-            keep_digest(model, digest)
+            model = optimized(model, dtype=dtype, inplace=by_name)
         self.model = model.eval().to(device=device, dtype=dtype)
         numbers = chain(model.parameters(), model.buffers())
         like = next((tensor for tensor in numbers if tensor.is_floating_point()), torch.empty(0))

@@ -30,7 +30,6 @@ from torchvision.ops import box_iou, nms
 
 from poster_zoo.data.images import ImageSource, each_image, is_many, read_image
 from poster_zoo.devices import check_device
-from poster_zoo.digest import keep_digest, weights_digest
 from poster_zoo.errors import OptionError
 from poster_zoo.faces.align import cut_out, similarity
 from poster_zoo.faces.found import Faces
@@ -163,9 +162,7 @@ class FaceDetector:
         if not isinstance(model, CenterFace):
             raise OptionError(f"{type(model).__name__} finds no faces; take `centerface`, or a callable that does.")
         if compile or (by_name if optimize is None else optimize):
-            digest = weights_digest(model)
             model = optimized(model, compile=compile, inplace=by_name)
-            keep_digest(model, digest)
         self.model = model.eval().to(device)
         self.threshold = threshold
         self.max_side = max_side
